@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Forward declarations, and the value that means "known only at run time".
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <ttt/version.hpp>
+
+namespace ttt::inline TTT_ABI {
+
+/// Sizes, positions and counts. Signed, so that differences are safe.
+using Index = std::ptrdiff_t;
+
+/// One element of a vocabulary.
+using Token = std::int32_t;
+
+/// A size that is not part of the type: it comes from the Config or from the file.
+inline constexpr std::size_t dynamic = static_cast<std::size_t>(-1);
+
+}  // namespace ttt::inline TTT_ABI
