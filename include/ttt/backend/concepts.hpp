@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What a machine must offer: memory, and a short list of primitives cut where kernels fuse.
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+#include <type_traits>
+
+#include <ttt/core/view.hpp>
+#include <ttt/fwd.hpp>
+
+namespace ttt::inline TTT_ABI {
+
+/// How RoPE pairs the channels of a head: (2i, 2i+1), or (i, i + d/2). The two differ by a
+/// permutation of channels, and mixing them up costs about two nats without any error.
+enum class RopeLayout : std::uint8_t { Interleaved, HalfSplit };
+
+/// Whether a primitive replaces its output or adds to it.
+enum class Write : std::uint8_t { Replace, Add };
+
+/// One norm over the last axis: y = x / sqrt(mean(x²) + eps) * scale.
+template <class Scalar>
+struct Norm {
+  Weight<Scalar> scale;  // (1, width); without data: all ones
+  double eps = 0;        // below zero: no norm at all (head_norm_rope only)
+};
+
+/// Keys or values of one block, by position: position p lies in slot p % slots of every head.
+///
+/// A head's slots are contiguous, so that a tile of keys is one stretch of memory.
+template <class T>
+struct Cache {
+  T* data = nullptr;
+  Index heads = 0;
+  Index slots = 0;
+  Index head_dim = 0;
+
+  constexpr operator Cache<const T>() const requires(!std::is_const_v<T>) {
+    return {data, heads, slots, head_dim};
+  }
+  constexpr Index size() const { return heads * slots * head_dim; }
+  /// The key of `head` at `position`; the ones after it follow until the ring ends.
+  constexpr T* at(Index head, Index position) const {
+    return data + (head * slots + position % slots) * head_dim;
+  }
+};
+
+/// Which keys a block of queries sees: query i is at `position + i`, and sees key j iff j <= i and
+/// i < j + window. Query head h reads key head h / (heads / key_heads).
+struct AttentionShape {
+  Index heads = 0;
+  Index key_heads = 0;
+  Index head_dim = 0;
+  Index window = 0;
+  Index position = 0;
+
+  /// The first key that a query at p sees.
+  constexpr Index first_key(Index p) const { return p < window ? 0 : p - window + 1; }
+};
+
+/// A backend owns memory and computes on it. Matrices are row-major, one row a token; operands must
+/// not overlap unless a primitive says so. Primitives neither allocate nor throw, and none reads
+/// the memory of an absent (`empty()`) operand; an absent output is not computed. Scratch comes
+/// from the caller. All are callable from several threads at once.
+///
+/// See docs/concepts.md#backend for what each primitive computes.
+template <class B>
+concept Backend = requires(const B& b, View<typename B::Scalar> out,
+                           View<const typename B::Scalar> in, Weight<typename B::Scalar> weight,
+                           Norm<typename B::Scalar> norm, Write write, const Token* tokens,
+                           Cache<typename B::Scalar> cache,
+                           Cache<const typename B::Scalar> read_cache, AttentionShape shape,
+                           RopeLayout layout, Index n, double x, const double* frequencies,
+                           const typename B::Scalar* flat, typename B::Scalar* flat_out) {
+  typename B::Scalar;
+  // Memory.
+  { b.template allocate<typename B::Scalar>(n).data() } -> std::same_as<typename B::Scalar*>;
+  b.to_device(flat, flat_out, n);
+  b.to_host(flat, flat_out, n);
+  b.copy(flat, flat_out, n);
+  b.fill(typename B::Scalar{}, flat_out, n);
+  // Products.
+  b.matmul(in, weight, out, write);
+  b.matmul_gradient(in, in, out, write);
+  // Rows.
+  b.embed(weight, tokens, out);
+  b.rms_norm(in, norm, out, out);
+  b.rms_norm_backward(in, norm, in, in, out, write, out);
+  b.add(in, in, out);
+  b.add_rms_norm(in, in, norm, out, out);
+  b.rope_angles(n, frequencies, out);
+  b.head_norm_rope(in, norm, in, layout, out, out);
+  b.head_norm_rope_backward(in, norm, in, in, layout, in, out, out);
+  b.swiglu(in, in, out);
+  b.swiglu_backward(in, in, in, out, out);
+  // Attention.
+  b.store(in, cache, n);
+  b.attention(in, read_cache, read_cache, shape, out, out);
+  b.attention_backward(in, read_cache, read_cache, shape, in, in, in, out, out, out);
+  // The loss.
+  { b.cross_entropy_scratch(n, n) } -> std::convertible_to<Index>;
+  b.cross_entropy(in, weight, tokens, flat, flat_out, out, flat_out);
+  // Flat vectors.
+  { b.sum_of_squares(flat, n) } -> std::convertible_to<double>;
+  b.axpby(x, flat, x, flat_out, n);
+};
+
+}  // namespace ttt::inline TTT_ABI

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// A small pool of threads for loops of independent tasks, and nothing else.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <ttt/core/error.hpp>
+#include <ttt/fwd.hpp>
+
+namespace ttt::inline TTT_ABI {
+
+/// Runs loops of independent tasks on a fixed number of threads, the caller's among them.
+///
+/// Which thread runs which task is left to chance; so that results do not depend on it, tasks write
+/// to places of their own and are cut the same way for any number of threads. Several threads may
+/// call `run` at once: one gets the workers, the others do their loop themselves. Idle workers spin
+/// for a fraction of a millisecond, then sleep.
+class ThreadPool {
+ public:
+  /// `threads` counts the calling thread; 0 means one for each processor this process may use.
+  explicit ThreadPool(int threads = 0) {
+    if (threads < 0) detail::fail("ThreadPool: the number of threads must not be negative");
+    if (threads == 0) threads = static_cast<int>(std::thread::hardware_concurrency());
+    if (threads > kMost) threads = kMost;
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+    } catch (...) {
+      stop();
+      detail::fail("ThreadPool: the system refused to start " + std::to_string(threads) +
+                   " threads");
+    }
+  }
+
+  ~ThreadPool() { stop(); }
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  /// Threads that take part in a loop, the caller included.
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  /// Calls task(i) once for every i in [0, count), in any order and from any thread; returns when
+  /// all have returned. Tasks must not throw.
+  template <class Task>
+  void run(Index count, const Task& task) {
+    if (count <= 0) return;
+    if (count == 1 || workers_.empty() || taken_.exchange(true, std::memory_order_acquire)) {
+      for (Index i = 0; i < count; ++i) task(i);
+      return;
+    }
+    task_ = [](const void* t, Index i) { (*static_cast<const Task*>(t))(i); };
+    argument_ = &task;
+    count_ = count;
+    next_.store(0, std::memory_order_relaxed);
+    busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    generation_.fetch_add(1, std::memory_order_release);
+    generation_.notify_all();
+    take_tasks();
+    // Workers leave within one task of each other, so waiting here is short.
+    for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; ++spins) pause(spins);
+    taken_.store(false, std::memory_order_release);
+  }
+
+ private:
+  static constexpr int kMost = 1024;
+  static constexpr int kSpins = 4000;
+
+  static void pause(int spins) {
+    if (spins > kSpins) {
+      std::this_thread::yield();
+      return;
+    }
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
+  void take_tasks() {
+    const auto task = task_;
+    const void* argument = argument_;
+    const Index count = count_;
+    for (Index i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count;) task(argument, i);
+  }
+
+  void work() {
+    std::uint32_t seen = 0;
+    for (;;) {
+      for (int spins = 0; generation_.load(std::memory_order_acquire) == seen; ++spins) {
+        if (spins < kSpins) {
+          pause(spins);
+        } else {
+          generation_.wait(seen, std::memory_order_acquire);
+        }
+      }
+      ++seen;
+      if (stopping_.load(std::memory_order_relaxed)) return;
+      take_tasks();
+      busy_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  void stop() {
+    stopping_.store(true, std::memory_order_relaxed);
+    generation_.fetch_add(1, std::memory_order_release);
+    generation_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+    workers_.clear();
+  }
+
+  std::atomic<bool> taken_{false};  // the workers are in somebody's loop
+  void (*task_)(const void*, Index) = nullptr;
+  const void* argument_ = nullptr;
+  Index count_ = 0;
+  alignas(64) std::atomic<Index> next_{0};
+  alignas(64) std::atomic<int> busy_{0};
+  alignas(64) std::atomic<std::uint32_t> generation_{0};
+  std::atomic<bool> stopping_{false};
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace ttt::inline TTT_ABI

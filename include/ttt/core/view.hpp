@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Views of matrices somebody else owns: plain ones, and weights as they lie in a file.
+#pragma once
+
+#include <string>
+#include <type_traits>
+
+#include <ttt/core/dtype.hpp>
+#include <ttt/core/error.hpp>
+#include <ttt/fwd.hpp>
+
+namespace ttt::inline TTT_ABI {
+
+/// Rows and columns. A vector is one row.
+struct Shape {
+  Index rows = 0;
+  Index cols = 0;
+
+  constexpr Index size() const { return rows * cols; }
+  friend constexpr bool operator==(const Shape&, const Shape&) = default;
+};
+
+inline std::string to_string(const Shape& shape) {
+  return "(" + std::to_string(shape.rows) + ", " + std::to_string(shape.cols) + ")";
+}
+
+/// A row-major matrix in memory somebody else owns: one row a token, `stride` elements apart.
+///
+/// Copying copies the view. A view without data stands for "not there": a gradient nobody wants, a
+/// tangent that is zero.
+template <class T>
+struct View {
+  T* data = nullptr;
+  Index rows = 0;
+  Index cols = 0;
+  Index stride = 0;
+
+  constexpr View() = default;
+  constexpr View(T* data_, Index rows_, Index cols_) : View(data_, rows_, cols_, cols_) {}
+  constexpr View(T* data_, Index rows_, Index cols_, Index stride_)
+      : data(data_), rows(rows_), cols(cols_), stride(stride_) {}
+
+  /// A view to write through can be read through.
+  constexpr operator View<const T>() const requires(!std::is_const_v<T>) {
+    return {data, rows, cols, stride};
+  }
+
+  constexpr bool empty() const { return data == nullptr; }
+  constexpr Shape shape() const { return {rows, cols}; }
+  constexpr T* row(Index i) const { return data + i * stride; }
+  constexpr T& operator()(Index i, Index j) const { return data[i * stride + j]; }
+  constexpr View rows_at(Index first, Index count) const {
+    return {row(first), count, cols, stride};
+  }
+  constexpr View cols_at(Index first, Index count) const {
+    return {data + first, rows, count, stride};
+  }
+};
+
+/// A weight matrix [rows, cols] = [in, out] as it lies in memory: of the arithmetic's own type or
+/// in bfloat16, stored [in, out] (the authors) or [out, in] (Hugging Face, and a tied embedding
+/// used as the head). Nothing is copied to use it.
+template <class Scalar>
+struct Weight {
+  const void* data = nullptr;
+  Index rows = 0;           // in
+  Index cols = 0;           // out
+  Index stride = 0;         // elements between stored rows
+  bool transposed = false;  // stored [out, in]
+  bool narrow = false;      // stored as bfloat16
+
+  constexpr Weight() = default;
+  constexpr Weight(View<const Scalar> v)
+      : data(v.data), rows(v.rows), cols(v.cols), stride(v.stride) {}
+  constexpr Weight(View<Scalar> v) : Weight(View<const Scalar>(v)) {}
+  constexpr Weight(View<const bfloat16> v)
+      : data(v.data), rows(v.rows), cols(v.cols), stride(v.stride), narrow(true) {}
+
+  constexpr bool empty() const { return data == nullptr; }
+  constexpr Shape shape() const { return {rows, cols}; }
+
+  /// The same memory read as [out, in].
+  constexpr Weight transpose() const {
+    Weight other = *this;
+    other.rows = cols;
+    other.cols = rows;
+    other.transposed = !transposed;
+    return other;
+  }
+
+  /// The stored matrix, as `Element`: [in, out], or [out, in] when transposed.
+  template <class Element>
+  constexpr View<const Element> stored() const {
+    return {static_cast<const Element*>(data), transposed ? cols : rows, transposed ? rows : cols,
+            stride};
+  }
+
+  /// Calls f with the stored matrix in its own element type.
+  template <class F>
+  constexpr decltype(auto) visit(F&& f) const {
+    return narrow ? f(stored<bfloat16>()) : f(stored<Scalar>());
+  }
+};
+
+namespace detail {
+
+/// Throws unless both shapes are the same. `what` names the operation and the operand.
+inline void check_shape(const char* what, Shape got, Shape expected) {
+  if (!(got == expected)) {
+    fail<ShapeError>(std::string(what) + ": the shape is " + to_string(got) + ", expected " +
+                     to_string(expected));
+  }
+}
+
+}  // namespace detail
+}  // namespace ttt::inline TTT_ABI
