@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: MIT
+# cmake -DCOMPILER= -DINCLUDE= -DSYSTEM_INCLUDE= -P headers_alone.cmake
+file(GLOB_RECURSE headers RELATIVE "${INCLUDE}" "${INCLUDE}/*.hpp")
+if(NOT headers)
+  message(FATAL_ERROR "no headers in ${INCLUDE}")
+endif()
+
+set(flags -std=c++20 -Wall -Wextra -Wconversion -Wshadow -Werror "-I${INCLUDE}")
+foreach(directory IN LISTS SYSTEM_INCLUDE)
+  list(APPEND flags -isystem "${directory}")
+endforeach()
+
+set(bad 0)
+foreach(header IN LISTS headers)
+  # Included twice, into a unit with nothing else in it.
+  execute_process(
+    COMMAND "${COMPILER}" ${flags} -fsyntax-only -include "${header}" -include "${header}"
+            -x c++ /dev/null
+    RESULT_VARIABLE status ERROR_VARIABLE output)
+  if(NOT status EQUAL 0)
+    math(EXPR bad "${bad} + 1")
+    message("${header} does not compile alone:\n${output}")
+  endif()
+endforeach()
+list(LENGTH headers count)
+if(bad)
+  message(FATAL_ERROR "${bad} of ${count} headers do not compile alone")
+endif()
+message("${count} headers compile alone")

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+# tests/run.sh [--quick | --sanitize | --cuda] [CTEST-ARGUMENT...]
+#
+#   (nothing)    every test: unit, slow, examples, packaging, style
+#   --quick      leaves out slow and packaging
+#   --sanitize   the unit tests under the address and undefined-behaviour sanitizers
+#   --cuda       reserved for the CUDA half of the library, which does not exist yet
+#
+# On Debian it installs what is missing, if it may. What is built lies in build/. Everything else
+# goes to ctest: tests/run.sh --quick -R io. CMAKE_BUILD_PARALLEL_LEVEL and CTEST_PARALLEL_LEVEL
+# say how much runs at a time; the default is one job per core.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+preset=default
+select=()
+case ${1:-} in
+  --quick) select=(-LE '^(slow|packaging)$') && shift ;;
+  --sanitize) preset=asan && select=(-L '^unit$') && shift ;;
+  --cuda)
+    echo "ttt has no CUDA half yet, so there are no CUDA tests to run" >&2
+    exit 1
+    ;;
+  -h | --help)
+    sed -n '3,12s/^# \{0,1\}//p' "$0"
+    exit
+    ;;
+esac
+
+. cmake/need_packages.sh
+need_packages cmake g++ ninja-build libeigen3-dev doctest-dev libbenchmark-dev
+
+cmake --preset "$preset"
+cmake --build --preset "$preset"
+cores=$(nproc 2>/dev/null || echo 2)
+export CTEST_PARALLEL_LEVEL=${CTEST_PARALLEL_LEVEL:-$cores}
+exec ctest --test-dir "build/$preset" --output-on-failure --no-tests=error "${select[@]}" "$@"
