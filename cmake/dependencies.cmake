@@ -31,6 +31,7 @@ macro(ttt_find_eigen)
 endmacro()
 
 macro(ttt_find_doctest)
+  set(DOCTEST_NO_INSTALL ON)
   FetchContent_Declare(doctest
     GIT_REPOSITORY https://github.com/doctest/doctest.git
     GIT_TAG v2.4.12
