@@ -153,12 +153,14 @@ inline void wide_product(ThreadPool& pool, Left<S> a, const Weight<S>& b, View<S
       const Index rows = std::min(block_rows, c.rows - first);
       const Index j = task % panels * width;
       const Index cols = std::min(width, c.cols - j);
-      for (Index k = 0; k < depth; k += panel_depth) {
+      Index k = 0;
+      do {  // once even without depth: an empty sum is zero
         const Index count = std::min(panel_depth, depth - k);
         pack_panel(stored, b.transposed, k, count, j, cols, panel);
         panel_product(rows, cols, count, a.rows_from(first).depth_from(k), panel, width,
                       &c(first, j), c.stride, k == 0 ? write : Write::Add);
-      }
+        k += panel_depth;
+      } while (k < depth);
     });
   });
 }

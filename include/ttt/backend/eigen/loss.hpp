@@ -36,7 +36,7 @@ inline S cross_entropy_row(S* logits, Index words, Token target, S weight, bool 
     });
     logits[target] -= weight;
   }
-  return most + std::log(sum) - wanted;
+  return (most - wanted) + std::log(sum);  // this order keeps the digits when logits are large
 }
 
 template <class S>

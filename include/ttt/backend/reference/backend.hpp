@@ -105,8 +105,8 @@ class Backend : public HostMemory {
     }
   }
 
-  /// Per head: y = rope(norm(x)); without a norm (eps < 0), y = rope(x). One inverse a row and
-  /// head.
+  /// Per head: y = rope(norm(x)), one inverse a row and head; without a norm (eps < 0), y = rope(x)
+  /// and no inverse is written.
   void head_norm_rope(View<const S> x, Norm<S> norm, View<const S> angles, RopeLayout layout,
                       View<S> y, View<S> inverse) const {
     const Index d = angles.cols;
@@ -114,7 +114,7 @@ class Backend : public HostMemory {
       for (Index h = 0; h * d < x.cols; ++h) {
         const S* in = x.row(t) + h * d;
         const S inv = norm.eps < 0 ? S(1) : inverse_rms(in, d, norm.eps);
-        if (!inverse.empty()) inverse(t, h) = inv;
+        if (norm.eps >= 0 && !inverse.empty()) inverse(t, h) = inv;
         for (Index i = 0; i < d / 2; ++i) {
           const auto [a, b] = rope_pair(layout, i, d);
           const S u = in[a] * inv * scale_of(norm, a), v = in[b] * inv * scale_of(norm, b);
@@ -286,7 +286,7 @@ class Backend : public HostMemory {
 
  private:
   static S scale_of(const Norm<S>& norm, Index j) {
-    if (norm.scale.empty()) return S(1);
+    if (norm.scale.empty() || norm.eps < 0) return S(1);
     return norm.scale.visit([&](auto stored) { return static_cast<S>(stored(0, j)); });
   }
 

@@ -1,0 +1,578 @@
+// SPDX-License-Identifier: MIT
+// Every primitive of eigen::Backend against the reference in double, at sizes on both sides of each
+// packet, panel and tile, between guards, on one, two and three threads.
+#include <cmath>
+#include <initializer_list>
+#include <limits>
+#include <support/equivalence.hpp>
+#include <support/matrix.hpp>
+#include <support/random.hpp>
+
+#include <doctest/doctest.h>
+
+namespace {
+
+using namespace ttt;
+using namespace ttt::test;
+
+constexpr Index row_counts[] = {1, 2, 3, 4, 5, 7, 8, 9, 63, 64, 65, 130, 257};
+constexpr Index col_counts[] = {1, 3, 8, 17, 31, 33, 48, 61, 100};
+
+/// Calls f(rows, cols) for every pair of the sizes above.
+template <class F>
+void for_shapes(const F& f) {
+  for (Index rows : row_counts) {
+    for (Index cols : col_counts) {
+      CAPTURE(rows);
+      CAPTURE(cols);
+      f(rows, cols);
+    }
+  }
+}
+
+/// A norm whose scale is absent, wide or narrow.
+template <class S>
+struct TestNorm {
+  StoredWeight<S> scale;
+  bool has_scale;
+  double eps;
+
+  static TestNorm make(Random& random, Index width, int kind, double eps = 1e-6) {
+    return {StoredWeight<S>(random, {1, width}, false, kind == 2), kind > 0, eps};
+  }
+  template <class U>
+  TestNorm<U> as() const {
+    return {scale.template as<U>(), has_scale, eps};
+  }
+  Norm<S> norm() const { return {has_scale ? scale.weight() : Weight<S>(), eps}; }
+};
+
+template <class B>
+using ScalarOf = typename B::Scalar;
+
+TEST_CASE_TEMPLATE("matmul: every form of weight", S, float, double) {
+  Random random{1};
+  constexpr Index depths[] = {1, 6, 33, 64, 100, 255, 256, 300};
+  std::size_t turn = 0;
+  for_shapes([&](Index rows, Index cols) {
+    const Index depth = depths[turn++ % std::size(depths)];
+    CAPTURE(depth);
+    for (const bool transposed : {false, true}) {
+      for (const bool narrow : {false, true}) {
+        for (const Write write : {Write::Replace, Write::Add}) {
+          CAPTURE(transposed);
+          CAPTURE(narrow);
+          CAPTURE(static_cast<int>(write));
+          const auto x = Matrix<S>::input(random, rows, depth, 3);
+          const StoredWeight<S> w(random, {depth, cols}, transposed, narrow, 5);
+          const auto y = Matrix<S>::output(random, rows, cols, 7);
+          check_equivalent<S>(
+              [&](const auto& b) {
+                using T = ScalarOf<std::decay_t<decltype(b)>>;
+                auto out = y.template as<T>();
+                const auto weight = w.template as<T>();
+                b.matmul(x.template as<T>().view(), weight.weight(), out.view(), write);
+                return results(std::move(out));
+              },
+              2);
+        }
+      }
+    }
+  });
+}
+
+TEST_CASE_TEMPLATE("matmul_gradient", S, float, double) {
+  Random random{2};
+  const auto check = [&](Index time, Index in, Index out_size) {
+    CAPTURE(time);
+    CAPTURE(in);
+    CAPTURE(out_size);
+    for (const Write write : {Write::Replace, Write::Add}) {
+      const auto x = Matrix<S>::input(random, time, in, 3);
+      const auto dy = Matrix<S>::input(random, time, out_size, 2);
+      const auto dw = Matrix<S>::output(random, in, out_size, 1);
+      check_equivalent<S>(
+          [&](const auto& b) {
+            using T = ScalarOf<std::decay_t<decltype(b)>>;
+            auto out = dw.template as<T>();
+            b.matmul_gradient(x.template as<T>().view(), dy.template as<T>().view(), out.view(),
+                              write);
+            return results(std::move(out));
+          },
+          2);
+    }
+  };
+  for (Index time : {0, 1, 2, 3, 64, 130, 256, 257}) {
+    for (Index in : {1, 5, 33, 61, 257}) {
+      for (Index out_size : {1, 17, 48, 100}) check(time, in, out_size);
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("embed", S, float, double) {
+  Random random{3};
+  for_shapes([&](Index rows, Index cols) {
+    for (const bool narrow : {false, true}) {
+      const StoredWeight<S> table(random, {50, cols}, false, narrow, 3);
+      const auto ids = tokens(random, rows, 50);
+      check_equivalent<S>([&](const auto& b) {
+        using T = ScalarOf<std::decay_t<decltype(b)>>;
+        auto out = Matrix<T>::output(rows, cols, 3);
+        const auto weight = table.template as<T>();
+        b.embed(weight.weight(), ids.data(), out.view());
+        return results(std::move(out));
+      });
+    }
+  });
+}
+
+TEST_CASE_TEMPLATE("rms_norm, add and add_rms_norm", S, float, double) {
+  Random random{4};
+  for_shapes([&](Index rows, Index cols) {
+    for (int kind = 0; kind < 3; ++kind) {
+      const auto x = Matrix<S>::input(random, rows, cols, 3);
+      const auto h = Matrix<S>::output(random, rows, cols, 5);
+      const auto norm = TestNorm<S>::make(random, cols, kind);
+      check_equivalent<S>([&](const auto& b) {
+        using T = ScalarOf<std::decay_t<decltype(b)>>;
+        const auto x_ = x.template as<T>();
+        const auto norm_ = norm.template as<T>();
+        auto y = Matrix<T>::output(rows, cols, 2), z = Matrix<T>::output(rows, cols, 2);
+        auto inverse = Matrix<T>::output(rows, 1, 2), inverse2 = Matrix<T>::output(rows, 1);
+        auto in_place = h.template as<T>(), sum = h.template as<T>();
+        b.rms_norm(x_.view(), norm_.norm(), y.view(), inverse.view());
+        b.add_rms_norm(h.template as<T>().view(), x_.view(), norm_.norm(), z.view(),
+                       inverse2.view());
+        b.add_rms_norm(in_place.view(), x_.view(), norm_.norm(), in_place.view(), {});
+        b.add(sum.view(), x_.view(), sum.view());
+        return results(std::move(y), std::move(z), std::move(inverse), std::move(inverse2),
+                       std::move(in_place), std::move(sum));
+      });
+    }
+  });
+}
+
+TEST_CASE_TEMPLATE("rms_norm_backward", S, float, double) {
+  Random random{5};
+  for_shapes([&](Index rows, Index cols) {
+    for (int kind = 0; kind < 3; ++kind) {
+      for (const Write write : {Write::Replace, Write::Add}) {
+        const auto x = Matrix<S>::input(random, rows, cols, 3);
+        const auto dy = Matrix<S>::input(random, rows, cols, 1);
+        const auto dx = Matrix<S>::output(random, rows, cols, 2);
+        const auto dscale = Matrix<S>::output(random, 1, cols);
+        const auto norm = TestNorm<S>::make(random, cols, kind, 0.1);
+        check_equivalent<S>([&](const auto& b) {
+          using T = ScalarOf<std::decay_t<decltype(b)>>;
+          const auto x_ = x.template as<T>(), dy_ = dy.template as<T>();
+          const auto norm_ = norm.template as<T>();
+          auto y = Matrix<T>::output(rows, cols), inverse = Matrix<T>::output(rows, 1, 2);
+          auto dx_ = dx.template as<T>(), again = dx_;
+          auto dscale_ = dscale.template as<T>();
+          b.rms_norm(x_.view(), norm_.norm(), y.view(), inverse.view());
+          b.rms_norm_backward(x_.view(), norm_.norm(), inverse.view(), dy_.view(), dx_.view(),
+                              write, dscale_.view());
+          b.rms_norm_backward(x_.view(), norm_.norm(), inverse.view(), dy_.view(), again.view(),
+                              write, {});
+          return results(std::move(dx_), std::move(again), std::move(dscale_));
+        });
+      }
+    }
+  });
+}
+
+TEST_CASE_TEMPLATE("rope_angles", S, float, double) {
+  for (Index position : {Index{0}, Index{17}, Index{1'000'003}}) {
+    for (Index d : {2, 8, 80, 128}) {
+      std::vector<double> frequencies;
+      for (Index i = 0; i < d / 2; ++i) {
+        frequencies.push_back(
+            std::pow(500000.0, -2.0 * static_cast<double>(i) / static_cast<double>(d)));
+      }
+      check_equivalent<S>([&](const auto& b) {
+        using T = ScalarOf<std::decay_t<decltype(b)>>;
+        auto out = Matrix<T>::output(65, d, 3);
+        b.rope_angles(position, frequencies.data(), out.view());
+        return results(std::move(out));
+      });
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("head_norm_rope and its gradient", S, float, double) {
+  Random random{6};
+  for (Index rows : {1, 2, 5, 16, 17, 64, 130}) {
+    for (Index d : {2, 8, 16, 34, 64, 80}) {
+      for (Index heads : {1, 3}) {
+        for (const RopeLayout layout : {RopeLayout::Interleaved, RopeLayout::HalfSplit}) {
+          for (int kind = 0; kind < 3; ++kind) {
+            for (const double eps : {1e-5, -1.0}) {
+              CAPTURE(rows);
+              CAPTURE(d);
+              CAPTURE(heads);
+              CAPTURE(static_cast<int>(layout));
+              CAPTURE(kind);
+              CAPTURE(eps);
+              const auto x = Matrix<S>::input(random, rows, heads * d, 3);
+              const auto dy = Matrix<S>::input(random, rows, heads * d, 1);
+              const auto angles = Matrix<S>::input(random, rows, d, 2);
+              const auto dscale = Matrix<S>::output(random, 1, d);
+              const auto norm = TestNorm<S>::make(random, d, kind, eps);
+              check_equivalent<S>(
+                  [&](const auto& b) {
+                    using T = ScalarOf<std::decay_t<decltype(b)>>;
+                    const auto x_ = x.template as<T>(), dy_ = dy.template as<T>();
+                    const auto angles_ = angles.template as<T>();
+                    const auto norm_ = norm.template as<T>();
+                    auto y = Matrix<T>::output(rows, heads * d, 5), dx = y, again = y;
+                    auto inverse = Matrix<T>::output(rows, heads, 2);
+                    auto dscale_ = dscale.template as<T>();
+                    b.head_norm_rope(x_.view(), norm_.norm(), angles_.view(), layout, y.view(),
+                                     inverse.view());
+                    b.head_norm_rope_backward(x_.view(), norm_.norm(), inverse.view(),
+                                              angles_.view(), layout, dy_.view(), dx.view(),
+                                              dscale_.view());
+                    b.head_norm_rope_backward(x_.view(), norm_.norm(), inverse.view(),
+                                              angles_.view(), layout, dy_.view(), again.view(), {});
+                    return results(std::move(y), std::move(dx), std::move(again),
+                                   std::move(inverse), std::move(dscale_));
+                  },
+                  d == 2 ? 10 : 1);  // where both channels are near zero, dx loses digits
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("swiglu and its gradient", S, float, double) {
+  Random random{7};
+  for_shapes([&](Index rows, Index cols) {
+    for (double scale : {1.0, 20.0, 1000.0}) {
+      const auto gate = Matrix<S>::input(random, rows, cols, 3, scale);
+      const auto up = Matrix<S>::input(random, rows, cols, 1);
+      const auto dout = Matrix<S>::input(random, rows, cols, 2);
+      check_equivalent<S>([&](const auto& b) {
+        using T = ScalarOf<std::decay_t<decltype(b)>>;
+        const auto gate_ = gate.template as<T>(), up_ = up.template as<T>();
+        auto out = Matrix<T>::output(rows, cols, 5), dgate = out, dup = out;
+        b.swiglu(gate_.view(), up_.view(), out.view());
+        b.swiglu_backward(gate_.view(), up_.view(), dout.template as<T>().view(), dgate.view(),
+                          dup.view());
+        return results(std::move(out), std::move(dgate), std::move(dup));
+      });
+    }
+  });
+}
+
+/// A block of queries, and a ring with the keys and values that they see and nothing else.
+template <class S>
+struct AttentionInputs {
+  Index rows;
+  AttentionShape shape;
+  Matrix<S> q, dout;
+  Matrix<S> keys, values;  // (heads x slots, head_dim)
+
+  AttentionInputs(Random& random, Index rows_, AttentionShape shape_, Index spare, double scale = 1)
+      : rows(rows_),
+        shape(shape_),
+        q(Matrix<S>::input(random, rows, shape.heads * shape.head_dim, 3, scale)),
+        dout(Matrix<S>::input(random, rows, shape.heads * shape.head_dim, 1)),
+        keys(Matrix<S>::input(shape.key_heads * (seen() + spare), shape.head_dim)),
+        values(keys) {
+    const auto new_keys = Matrix<S>::input(random, seen(), shape.key_heads * shape.head_dim, 2);
+    const auto new_values = Matrix<S>::input(random, seen(), shape.key_heads * shape.head_dim, 2);
+    const reference::Backend<S> b;
+    const Index first = shape.first_key(shape.position);
+    b.store(new_keys.view(), {keys.view().data, shape.key_heads, seen() + spare, shape.head_dim},
+            first);
+    b.store(new_values.view(),
+            {values.view().data, shape.key_heads, seen() + spare, shape.head_dim}, first);
+  }
+
+  Index seen() const { return shape.position + rows - shape.first_key(shape.position); }
+
+  template <class T>
+  static Cache<const T> cache(const Matrix<T>& m, const AttentionShape& shape) {
+    return {m.view().data, shape.key_heads, m.view().rows / shape.key_heads, shape.head_dim};
+  }
+
+  /// Forward and backward: o, lse, dq, dkeys, dvalues.
+  template <class B>
+  auto run(const B& b) const {
+    using T = ScalarOf<B>;
+    const auto q_ = q.template as<T>(), dout_ = dout.template as<T>();
+    const auto keys_ = keys.template as<T>(), values_ = values.template as<T>();
+    const Cache<const T> k = cache(keys_, shape), v = cache(values_, shape);
+    auto o = Matrix<T>::output(rows, shape.heads * shape.head_dim, 5), dq = o;
+    auto lse = Matrix<T>::output(shape.heads, rows, 2);
+    auto dk = Matrix<T>::output(rows, shape.key_heads * shape.head_dim, 2), dv = dk;
+    b.attention(q_.view(), k, v, shape, o.view(), lse.view());
+    b.attention_backward(q_.view(), k, v, shape, o.view(), lse.view(), dout_.view(), dq.view(),
+                         dk.view(), dv.view());
+    return results(std::move(o), std::move(lse), std::move(dq), std::move(dk), std::move(dv));
+  }
+};
+
+template <class S>
+void check_attention(Random& random, Index rows, const AttentionShape& shape, Index spare,
+                     double scale = 1) {
+  CAPTURE(rows);
+  CAPTURE(shape.heads);
+  CAPTURE(shape.key_heads);
+  CAPTURE(shape.head_dim);
+  CAPTURE(shape.window);
+  CAPTURE(shape.position);
+  CAPTURE(spare);
+  const AttentionInputs<S> inputs(random, rows, shape, spare, scale);
+  check_equivalent<S>([&](const auto& b) { return inputs.run(b); }, 5 * scale);
+}
+
+TEST_CASE_TEMPLATE("attention: windows, positions and rings", S, float, double) {
+  Random random{8};
+  constexpr Index huge = std::numeric_limits<Index>::max();
+  constexpr Index heads[][2] = {{1, 1}, {4, 2}, {3, 1}, {2, 2}};
+  std::size_t turn = 0;
+  for (Index rows : {1, 2, 3, 5, 17, 63, 64, 65, 127, 130}) {
+    for (Index window : {Index{1}, Index{5}, Index{16}, Index{64}, Index{100}, huge}) {
+      for (Index position : {0, 3, 127, 200, 1'000'003}) {
+        if (window == huge && position > 200) continue;
+        const auto& [h, k] = heads[turn % std::size(heads)];
+        const Index spare = static_cast<Index>(turn % 3) * 7;
+        ++turn;
+        check_attention<S>(random, rows, {h, k, 16, window, position}, spare);
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("attention: sizes of a head", S, float, double) {
+  Random random{9};
+  for (Index d : {1, 2, 8, 16, 33, 64, 80, 128, 250, 256}) {
+    for (Index rows : {1, 2, 3, 70}) {
+      check_attention<S>(random, rows, {2, 1, d, 20, 0}, 0);
+      check_attention<S>(random, rows, {1, 1, d, 150, 140}, 1);
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("attention: scores far from zero", S, float, double) {
+  Random random{10};
+  for (Index rows : {1, 2, 7, 70, 130}) {
+    for (Index window : {5, 100, 1000}) {
+      check_attention<S>(random, rows, {2, 2, 64, window, 300}, 0, 30);
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("attention without log-sum-exp", S, float, double) {
+  Random random{11};
+  for (Index rows : {1, 40}) {
+    const AttentionInputs<S> inputs(random, rows, {2, 1, 16, 30, 50}, 0);
+    check_equivalent<S>([&](const auto& b) {
+      using T = ScalarOf<std::decay_t<decltype(b)>>;
+      const auto keys = inputs.keys.template as<T>(), values = inputs.values.template as<T>();
+      auto o = Matrix<T>::output(rows, 32, 5);
+      b.attention(inputs.q.template as<T>().view(), inputs.cache(keys, inputs.shape),
+                  inputs.cache(values, inputs.shape), inputs.shape, o.view(), {});
+      return results(std::move(o));
+    });
+  }
+}
+
+TEST_CASE_TEMPLATE("store", S, float, double) {
+  Random random{12};
+  for (Index position : {0, 5, 1'000'003}) {
+    const auto rows = Matrix<S>::input(random, 9, 3 * 5, 2);
+    check_equivalent<S>([&](const auto& b) {
+      using T = ScalarOf<std::decay_t<decltype(b)>>;
+      auto ring = Matrix<T>::output(3 * 11, 5);
+      b.store(rows.template as<T>().view(), {ring.view().data, 3, 11, 5}, position);
+      return results(std::move(ring));
+    });
+  }
+}
+
+/// nll and, where `gradient`, dh.
+template <class S>
+auto run_cross_entropy(const auto& b, const Matrix<S>& h, const StoredWeight<S>& head,
+                       const std::vector<Token>& targets, const Matrix<S>& weights, bool gradient) {
+  using T = ScalarOf<std::decay_t<decltype(b)>>;
+  const auto head_ = head.template as<T>();
+  const auto weights_ = weights.template as<T>();
+  const Index rows = h.view().rows;
+  auto nll = Matrix<T>::output(1, rows), dh = Matrix<T>::output(rows, h.view().cols, 3);
+  auto scratch = Matrix<T>::output(1, b.cross_entropy_scratch(rows, head_.weight().cols));
+  b.cross_entropy(h.template as<T>().view(), head_.weight(), targets.data(),
+                  gradient ? weights_.view().data : nullptr, nll.view().data,
+                  gradient ? dh.view() : View<T>(), scratch.view().data);
+  CHECK(scratch.guarded());
+  return results(std::move(nll), std::move(dh));
+}
+
+TEST_CASE_TEMPLATE("cross_entropy", S, float, double) {
+  Random random{13};
+  const auto check = [&](Index rows, Index width, Index words, bool transposed, bool narrow,
+                         double scale) {
+    CAPTURE(rows);
+    CAPTURE(width);
+    CAPTURE(words);
+    CAPTURE(transposed);
+    CAPTURE(narrow);
+    const auto h = Matrix<S>::input(random, rows, width, 3, scale);
+    const StoredWeight<S> head(random, {width, words}, transposed, narrow, 2);
+    const auto targets = tokens(random, rows, words);
+    auto weights = Matrix<S>::input(random, 1, rows);
+    for (Index t = 0; t < rows; t += 3) weights(0, t) = 0;
+    for (const bool gradient : {false, true}) {
+      check_equivalent<S>(
+          [&](const auto& b) { return run_cross_entropy(b, h, head, targets, weights, gradient); },
+          std::max(2.0, scale));
+    }
+  };
+  for (Index words : {1, 3, 61, 256}) {
+    for (Index rows : {1, 2, 3, 17, 65, 130}) {
+      for (const bool transposed : {false, true}) {
+        for (const bool narrow : {false, true}) check(rows, 20, words, transposed, narrow, 1);
+      }
+      check(rows, 48, words, false, false, 20);
+    }
+  }
+  // More rows than logits are held for, the last block thin or not.
+  const Index block = machines<S>()[0].cross_entropy_scratch(100000, 5000) / 5000;
+  REQUIRE(block < 500);
+  for (Index more : {1, 2, 5}) check(block + more, 6, 5000, more == 2, false, 1);
+}
+
+TEST_CASE_TEMPLATE("flat vectors", S, float, double) {
+  Random random{14};
+  for (Index size : {0, 1, 7, 16, 1000, 16384, 16385, 100003, 1'100'000}) {
+    CAPTURE(size);
+    const auto x = Matrix<S>::input(random, 1, size);
+    const auto y = Matrix<S>::output(random, 1, size);
+    for (double b_factor : {0.0, 1.0, 0.9}) {
+      check_equivalent<S>([&](const auto& b) {
+        using T = ScalarOf<std::decay_t<decltype(b)>>;
+        const auto x_ = x.template as<T>();
+        auto out = y.template as<T>();
+        b.axpby(-0.3, x_.view().data, b_factor, out.view().data, size);
+        return results(std::move(out));
+      });
+    }
+    const auto in_double = x.template as<double>();
+    const double want = reference::Backend<double>().sum_of_squares(in_double.view().data, size);
+    const double got = machines<S>()[0].sum_of_squares(x.view().data, size);
+    CHECK(std::abs(got - want) <= 10 * Tolerance<S>::relative * want);
+    CHECK(got == machines<S>()[1].sum_of_squares(x.view().data, size));
+    CHECK(got == machines<S>()[2].sum_of_squares(x.view().data, size));
+  }
+}
+
+// A number that is not one must never be hidden: the caller's only sign of trouble is the score.
+
+constexpr double bad_numbers[] = {std::numeric_limits<double>::quiet_NaN(),
+                                  std::numeric_limits<double>::infinity()};
+
+TEST_CASE_TEMPLATE("attention hides nothing", S, float, double) {
+  Random random{15};
+  constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+  for (Index rows : {1, 2, 7, 40, 70}) {
+    for (Index d : {8, 17, 64}) {
+      for (int operand = 0; operand < 4; ++operand) {
+        CAPTURE(rows);
+        CAPTURE(d);
+        CAPTURE(operand);
+        AttentionInputs<S> inputs(random, rows, {2, 1, d, 200, 10}, 0);
+        const Index t = rows / 2;
+        if (operand == 0) inputs.q(t, d - 1) = static_cast<S>(nan);
+        if (operand == 1) inputs.keys(10 + t, d / 2) = static_cast<S>(nan);
+        if (operand == 2) inputs.values(10 + t, d / 2) = static_cast<S>(nan);
+        if (operand == 3) inputs.dout(t, d / 2) = static_cast<S>(nan);
+        check_not_hidden<S>([&](const auto& b) {
+          auto all = inputs.run(b);
+          if (operand == 2) all = results(all[0], all[2], all[3]);  // lse and dv know no values
+          if (operand == 3) all.erase(all.begin(), all.begin() + 2);
+          return all;
+        });
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("swiglu hides nothing", S, float, double) {
+  Random random{16};
+  for (double bad : bad_numbers) {
+    for (Index at = 0; at < 37; ++at) {
+      for (int operand = 0; operand < 2; ++operand) {
+        auto gate = Matrix<S>::input(random, 1, 37), up = Matrix<S>::input(random, 1, 37);
+        (operand == 0 ? gate : up)(0, at) = static_cast<S>(bad);
+        const auto dout = Matrix<S>::input(random, 1, 37);
+        check_not_hidden<S>([&](const auto& b) {
+          using T = ScalarOf<std::decay_t<decltype(b)>>;
+          const auto gate_ = gate.template as<T>(), up_ = up.template as<T>();
+          auto out = Matrix<T>::output(1, 37), dgate = out, dup = out;
+          b.swiglu(gate_.view(), up_.view(), out.view());
+          b.swiglu_backward(gate_.view(), up_.view(), dout.template as<T>().view(), dgate.view(),
+                            dup.view());
+          return operand == 0 ? results(std::move(out), std::move(dgate), std::move(dup))
+                              : results(std::move(out), std::move(dgate));
+        });
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("cross_entropy hides nothing", S, float, double) {
+  Random random{17};
+  for (double bad : bad_numbers) {
+    for (Index rows : {1, 2, 20}) {
+      for (Index words : {3, 61, 256}) {
+        for (int operand = 0; operand < 3; ++operand) {
+          CAPTURE(rows);
+          CAPTURE(words);
+          CAPTURE(operand);
+          auto h = Matrix<S>::input(random, rows, 20);
+          const StoredWeight<S> head(random, {20, words}, false, false);
+          const auto targets = tokens(random, rows, words);
+          auto weights = Matrix<S>::input(random, 1, rows);
+          if (operand == 0) h(rows / 2, 3) = static_cast<S>(bad);
+          if (operand == 1) weights(0, rows / 2) = static_cast<S>(bad);
+          if (operand == 2) {  // one logit only
+            const_cast<S*>(head.weight().template stored<S>().row(4))[words - 1] =
+                static_cast<S>(bad);
+          }
+          check_not_hidden<S>([&](const auto& b) {
+            auto all = run_cross_entropy(b, h, head, targets, weights, true);
+            if (operand == 1) all.erase(all.begin());
+            return all;
+          });
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("norms and flat vectors hide nothing", S, float, double) {
+  Random random{18};
+  for (double bad : bad_numbers) {
+    for (Index at = 0; at < 37; ++at) {
+      auto x = Matrix<S>::input(random, 1, 37);
+      x(0, at) = static_cast<S>(bad);
+      const auto dy = Matrix<S>::input(random, 1, 37);
+      check_not_hidden<S>([&](const auto& b) {
+        using T = ScalarOf<std::decay_t<decltype(b)>>;
+        const auto x_ = x.template as<T>();
+        auto y = Matrix<T>::output(1, 37), dx = y, inverse = Matrix<T>::output(1, 1);
+        auto sum = Matrix<T>::output(1, 1);
+        b.rms_norm(x_.view(), {{}, 1e-6}, y.view(), inverse.view());
+        b.rms_norm_backward(x_.view(), {{}, 1e-6}, inverse.view(), dy.template as<T>().view(),
+                            dx.view(), Write::Replace, {});
+        sum(0, 0) = static_cast<T>(b.sum_of_squares(x_.view().data, 37));
+        return results(std::move(y), std::move(dx), std::move(sum));
+      });
+    }
+  }
+}
+
+}  // namespace
