@@ -74,12 +74,15 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
                            RopeLayout layout, Index n, double x, const double* frequencies,
                            const typename B::Scalar* flat, typename B::Scalar* flat_out) {
   typename B::Scalar;
+  typename B::template Buffer<Token>;
   // Memory.
+  { B::is_host } -> std::convertible_to<bool>;
   { b.template allocate<typename B::Scalar>(n).data() } -> std::same_as<typename B::Scalar*>;
   b.to_device(flat, flat_out, n);
   b.to_host(flat, flat_out, n);
   b.copy(flat, flat_out, n);
   b.fill(typename B::Scalar{}, flat_out, n);
+  b.widen(weight, out);
   // Products.
   b.matmul(in, weight, out, write);
   b.matmul_gradient(in, in, out, write);

@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include <ttt/core/error.hpp>
+#include <ttt/core/view.hpp>
 #include <ttt/fwd.hpp>
 
 namespace ttt::inline TTT_ABI {
@@ -55,6 +56,12 @@ class HostBuffer {
 
 /// Gives a host backend its memory members.
 struct HostMemory {
+  /// What the host can read, the backend can: files are used where they are mapped.
+  static constexpr bool is_host = true;
+
+  template <class T>
+  using Buffer = HostBuffer<T>;
+
   template <class T>
   HostBuffer<T> allocate(Index size) const {
     return HostBuffer<T>(size);
@@ -73,6 +80,17 @@ struct HostMemory {
   template <class T>
   void copy(const T* from, T* to, Index size) const {
     std::copy_n(from, size, to);
+  }
+  /// out = w, converted, as [in, out].
+  template <class T>
+  void widen(Weight<T> w, View<T> out) const {
+    w.visit([&](auto stored) {
+      for (Index i = 0; i < w.rows; ++i) {
+        for (Index j = 0; j < w.cols; ++j) {
+          out(i, j) = static_cast<T>(w.transposed ? stored(j, i) : stored(i, j));
+        }
+      }
+    });
   }
   template <class T>
   void fill(T value, T* to, Index size) const {

@@ -17,6 +17,7 @@ template <class S = double>
 class Backend : public HostMemory {
  public:
   using Scalar = S;
+  static constexpr Index most_head_dim = Index{1} << 20;
 
   /// y (+)= x · w.
   void matmul(View<const S> x, Weight<S> w, View<S> y, Write write) const {

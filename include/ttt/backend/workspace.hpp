@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Scratch memory taken once and handed out like a stack, and a backend that only measures it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include <ttt/backend/concepts.hpp>
+
+namespace ttt::inline TTT_ABI {
+
+/// Hands out matrices from one buffer, last in first out. Nothing is allocated after construction.
+template <class B>
+class Workspace {
+ public:
+  using Scalar = typename B::Scalar;
+
+  /// Takes room for `capacity` scalars from the backend; throws what its allocate throws.
+  Workspace(const B& backend, Index capacity)
+      : buffer_(backend.template allocate<Scalar>(capacity)), capacity_(capacity) {}
+
+  /// A matrix with rows aligned to nothing and a start aligned to 64 bytes, not initialised.
+  View<Scalar> matrix(Index rows, Index cols) {
+    const Index size = (rows * cols + kAlignment - 1) / kAlignment * kAlignment;
+    if (size > capacity_ - used_)
+      detail::fail("internal error: the workspace was measured too small");
+    const View<Scalar> view(buffer_.data() + used_, rows, cols);
+    used_ += size;
+    peak_ = std::max(peak_, used_);
+    return view;
+  }
+
+  Index used() const { return used_; }
+  Index peak() const { return peak_; }
+
+  /// Gives back everything taken since `used()` was `mark`.
+  void release(Index mark) { used_ = mark; }
+
+ private:
+  static constexpr Index kAlignment = 64 / static_cast<Index>(sizeof(Scalar));
+
+  typename B::template Buffer<Scalar> buffer_;
+  Index capacity_;
+  Index used_ = 0;
+  Index peak_ = 0;
+};
+
+/// Gives back what a scope took from a workspace.
+template <class B>
+class Scope {
+ public:
+  explicit Scope(Workspace<B>& workspace) : workspace_(workspace), mark_(workspace.used()) {}
+  ~Scope() { workspace_.release(mark_); }
+  Scope(const Scope&) = delete;
+  Scope& operator=(const Scope&) = delete;
+
+ private:
+  Workspace<B>& workspace_;
+  Index mark_;
+};
+
+/// Computes nothing. Running a model on it measures the workspace the model needs: the same code
+/// asks for the same matrices, at addresses nobody reads.
+template <class Target>
+class DryRun {
+ public:
+  using Scalar = typename Target::Scalar;
+  static constexpr Index most_head_dim = Target::most_head_dim;
+  static constexpr bool is_host = Target::is_host;
+
+  template <class T>
+  struct Buffer {
+    T* data() { return reinterpret_cast<T*>(std::uintptr_t{64}); }
+  };
+
+  /// `target` is asked for its scratch sizes only.
+  explicit DryRun(const Target& target) : target_(target) {}
+
+  template <class T>
+  Buffer<T> allocate(Index) const {
+    return {};
+  }
+  Index cross_entropy_scratch(Index rows, Index vocabulary) const {
+    return target_.cross_entropy_scratch(rows, vocabulary);
+  }
+  double sum_of_squares(const Scalar*, Index) const { return 0; }
+
+  void to_device(auto&&...) const {}
+  void to_host(auto&&...) const {}
+  void copy(auto&&...) const {}
+  void fill(auto&&...) const {}
+  void widen(auto&&...) const {}
+  void matmul(auto&&...) const {}
+  void matmul_gradient(auto&&...) const {}
+  void embed(auto&&...) const {}
+  void rms_norm(auto&&...) const {}
+  void rms_norm_backward(auto&&...) const {}
+  void add(auto&&...) const {}
+  void add_rms_norm(auto&&...) const {}
+  void rope_angles(auto&&...) const {}
+  void head_norm_rope(auto&&...) const {}
+  void head_norm_rope_backward(auto&&...) const {}
+  void swiglu(auto&&...) const {}
+  void swiglu_backward(auto&&...) const {}
+  void store(auto&&...) const {}
+  void attention(auto&&...) const {}
+  void attention_backward(auto&&...) const {}
+  void cross_entropy(auto&&...) const {}
+  void axpby(auto&&...) const {}
+
+ private:
+  const Target& target_;
+};
+
+}  // namespace ttt::inline TTT_ABI

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What is computed on a block of tokens: scores, the gradient of their loss, or logits.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include <ttt/backend/workspace.hpp>
+#include <ttt/model/language_model.hpp>
+
+namespace ttt::inline TTT_ABI {
+
+/// Runs a model forwards, and its suffix backwards, on blocks of at most `most_rows` tokens, in
+/// memory that is taken once. Keys and values go into the caller's cache; nothing else of the
+/// caller's changes, so a failure can be followed by another try.
+template <class Model, class B>
+class ChunkPass {
+ public:
+  using Scalar = typename B::Scalar;
+  using Tree = typename Model::template Parameters<Weight<Scalar>>;
+  using Gradients = typename Model::template Parameters<View<Scalar>>;
+  using Caches = CacheShape<Scalar>;
+
+  /// Throws Error when memory runs out. Keeps references to the model and the backend.
+  ChunkPass(const Model& model, const B& backend, const Caches& caches, Index most_rows)
+      : model_(model),
+        backend_(backend),
+        caches_(caches),
+        workspace_(backend, scratch(model, backend, caches, most_rows)),
+        tokens_(backend.template allocate<Token>(most_rows + 1)),
+        nll_(backend.template allocate<Scalar>(most_rows)),
+        loss_weights_(backend.template allocate<Scalar>(most_rows)),
+        saved_(model.template saved<View<Scalar>>()) {}
+
+  /// Scalars of scratch a pass over `rows` tokens needs, measured without allocating any.
+  static Index scratch(const Model& model, const B& backend, const Caches& caches, Index rows) {
+    const DryRun<B> dry(backend);
+    Workspace<DryRun<B>> workspace(dry, std::numeric_limits<Index>::max() / 4);
+    auto shapes = model.shapes();
+    auto tree = model.template tree<Weight<Scalar>>();
+    Model::each(
+        [](const ParameterName&, const Shape& shape, Weight<Scalar>& leaf) {
+          leaf.rows = shape.rows;
+          leaf.cols = shape.cols;
+        },
+        shapes, tree);
+    const auto gradients = model.template tree<View<Scalar>>();
+    auto saved = model.template saved<View<Scalar>>();
+    const std::span<const Token> tokens(static_cast<const Token*>(nullptr),
+                                        static_cast<std::size_t>(rows));
+    Context<DryRun<B>> c{dry, workspace};
+    hidden(c, model, tree, tokens, 0, caches, nullptr, true, saved);
+    backward(c, model, tree, saved, tokens, nullptr, nullptr, gradients, caches, nullptr);
+    workspace.release(0);
+    hidden(c, model, tree, tokens, 0, caches, nullptr, false, saved);
+    c.make(1, model.config().vocabulary);
+    return workspace.peak();
+  }
+
+  /// nll[t] = -log p(tokens[t + 1] | tokens up to t), for every token but the last.
+  void score(const Tree& tree, Scalar* cache, std::span<const Token> tokens, Index position,
+             std::span<Scalar> nll) {
+    auto c = start(tokens);
+    const auto y = hidden(c, model_, tree, inputs(tokens), position, caches_, cache, false, saved_);
+    ops::cross_entropy(c, y, model_.head(tree), tokens_.data() + 1, nullptr, nll_.data(), {});
+    backend_.to_host(nll_.data(), nll.data(), static_cast<Index>(nll.size()));
+  }
+
+  /// Scores likewise, and puts d(sum of loss_weights[t] · nll[t]) into `gradients`.
+  void gradient(const Tree& tree, const Gradients& gradients, Scalar* cache,
+                std::span<const Token> tokens, Index position, std::span<const Scalar> loss_weights,
+                std::span<Scalar> nll) {
+    auto c = start(tokens);
+    backend_.to_device(loss_weights.data(), loss_weights_.data(),
+                       static_cast<Index>(loss_weights.size()));
+    hidden(c, model_, tree, inputs(tokens), position, caches_, cache, true, saved_);
+    backward(c, model_, tree, saved_, inputs(tokens), loss_weights_.data(), nll_.data(), gradients,
+             caches_, cache, tokens_.data() + 1);
+    backend_.to_host(nll_.data(), nll.data(), static_cast<Index>(nll.size()));
+  }
+
+  /// Logits of the token after the last.
+  void logits(const Tree& tree, Scalar* cache, std::span<const Token> tokens, Index position,
+              std::span<Scalar> logits) {
+    auto c = start(tokens);
+    const std::span<const Token> all(tokens_.data(), tokens.size());
+    const auto y = hidden(c, model_, tree, all, position, caches_, cache, false, saved_);
+    const auto out = c.make(1, model_.config().vocabulary);
+    c.backend.matmul(y.rows_at(y.rows - 1, 1), model_.head(tree), out, Write::Replace);
+    backend_.to_host(out.data, logits.data(), out.cols);
+  }
+
+ private:
+  template <class B2>
+  static View<Scalar> hidden(Context<B2>& c, const Model& model, const Tree& tree,
+                             std::span<const Token> tokens, Index position, const Caches& caches,
+                             Scalar* cache, bool keep, auto& saved) {
+    return model.forward(c, tree, tokens, position, caches, cache, keep, saved);
+  }
+
+  template <class B2>
+  static void backward(Context<B2>& c, const Model& model, const Tree& tree, const auto& saved,
+                       std::span<const Token> tokens, const Scalar* loss_weights, Scalar* nll,
+                       const Gradients& gradients, const Caches& caches, Scalar* cache,
+                       const Token* targets = nullptr) {
+    const auto dy = c.make(static_cast<Index>(tokens.size()), model.config().width);
+    ops::cross_entropy(c, saved.output.y, model.head(tree), targets, loss_weights, nll, dy);
+    if (model.config().suffix_blocks == 0) return;
+    model.backward_suffix(c, tree, saved, dy, gradients, caches, cache);
+  }
+
+  Context<B> start(std::span<const Token> tokens) {
+    workspace_.release(0);
+    backend_.to_device(tokens.data(), tokens_.data(), static_cast<Index>(tokens.size()));
+    return {backend_, workspace_};
+  }
+  std::span<const Token> inputs(std::span<const Token> tokens) const {
+    return {tokens_.data(), tokens.size() - 1};
+  }
+
+  const Model& model_;
+  const B& backend_;
+  Caches caches_;
+  Workspace<B> workspace_;
+  typename B::template Buffer<Token> tokens_;
+  typename B::template Buffer<Scalar> nll_;
+  typename B::template Buffer<Scalar> loss_weights_;
+  typename Model::template Saved<View<Scalar>> saved_;
+};
+
+}  // namespace ttt::inline TTT_ABI

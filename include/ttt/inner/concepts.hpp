@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What the test-time loop asks of its optimizers and learners.
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+
+#include <ttt/backend/concepts.hpp>
+#include <ttt/layers/parameters.hpp>
+
+namespace ttt::inline TTT_ABI {
+
+/// One step, as an optimizer is given it: flat vectors of `size` scalars in the backend's memory.
+template <class Scalar>
+struct Update {
+  const Scalar* gradient = nullptr;
+  double scale = 1;       // times this: clipping
+  double multiplier = 1;  // of the learning rate: warm-up
+  Index step = 0;         // steps taken before this one
+  Scalar* const* slots = nullptr;
+  Scalar* weights = nullptr;
+  Index size = 0;
+};
+
+/// An optimizer keeps `slots` vectors shaped like the weights between steps, zero at first.
+template <class O>
+concept HasSlots = requires {
+  { O::slots } -> std::convertible_to<std::size_t>;
+};
+
+/// step(backend, update) moves update.weights along -(update.scale * update.gradient). It must not
+/// allocate or throw, and must give finite weights for finite gradients.
+template <class O, class B>
+concept HasStep = requires(const O& optimizer, const B& backend,
+                           const Update<typename B::Scalar>& update) {
+  optimizer.step(backend, update);
+};
+
+/// A test-time optimizer: an immutable configuration. What changes while a document is read is the
+/// session's: its weights, the optimizer's slots and a count of steps, so forking, saving and
+/// resetting need no help from the optimizer.
+template <class O, class B>
+concept InnerOptimizer = HasSlots<O> && HasStep<O, B>;
+
+/// What happened when a chunk completed.
+struct Step {
+  double gradient_norm = 0;  // before clipping
+  bool taken = false;        // false: the norm was not finite, nothing changed
+  bool clipped = false;
+};
+
+/// A learner says how long a chunk is, which parameters learn, which targets never count, and what
+/// happens to those parameters when a chunk completes.
+template <class L, class B>
+concept Learner = requires(const L& learner, const B& backend, const ParameterName& name,
+                           Token token, Update<typename B::Scalar> update) {
+  { learner.chunk } -> std::convertible_to<Index>;
+  { L::slots } -> std::convertible_to<std::size_t>;
+  { learner.learns(name) } -> std::same_as<bool>;
+  { learner.masks(token) } -> std::same_as<bool>;
+  { learner.update(backend, update) } -> std::same_as<Step>;
+};
+
+}  // namespace ttt::inline TTT_ABI

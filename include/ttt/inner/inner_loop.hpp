@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The test-time loop as a value: how to learn from each chunk of a document, or not to.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <optional>
+
+#include <ttt/inner/concepts.hpp>
+#include <ttt/inner/optimizers.hpp>
+
+namespace ttt::inline TTT_ABI {
+
+/// Which parameters learn at test time.
+enum class Learns : std::uint8_t {
+  DynamicMlps,  // the dynamic half of every DualMLP
+  SuffixMlps,   // the ordinary MLPs of the suffix
+};
+
+/// One gradient step on each completed chunk's next-token loss (arXiv 2512.23675, equation 2).
+///
+/// Chunk i is the pairs (token t, token t + 1) for t in [i * chunk, (i + 1) * chunk). It is scored
+/// under the weights that earlier chunks left, and only then learned from:
+///
+///     g = d(mean loss of the chunk) / d(weights),   g *= min(1, clip / ||g||),   optimizer.step(g)
+///
+/// with the norm over everything that learns, together. A gradient that is not finite is dropped
+/// and counted.
+template <class Optimizer = Sgd>
+struct InnerLoop {
+  static_assert(HasSlots<Optimizer>,
+                "ttt: the optimizer lacks `static constexpr std::size_t slots`, the number of "
+                "vectors it keeps between steps; see docs/concepts.md#inneroptimizer");
+
+  Index chunk = 1024;
+  float clip = 1.0f;  // 0: none
+  Optimizer optimizer = {};
+  float rate_multiplier = 1.0f;  // of the optimizer's learning rate
+  Learns what = Learns::DynamicMlps;
+  std::optional<Token> masked_target = {};  // a token that is never learned from: BOS, say
+
+  static constexpr std::size_t slots = Optimizer::slots;
+
+  bool learns(const ParameterName& name) const {
+    return what == Learns::DynamicMlps ? name.role == Role::DynamicMlp
+                                       : name.role == Role::Mlp && name.suffix_block >= 0;
+  }
+  bool masks(Token target) const { return masked_target == target; }
+
+  /// Clips and steps. Reads the gradient twice and the weights once.
+  template <class B>
+  Step update(const B& backend, Update<typename B::Scalar> u) const {
+    static_assert(HasStep<Optimizer, B>,
+                  "ttt: the optimizer lacks step(backend, update); see "
+                  "docs/concepts.md#inneroptimizer");
+    Step step;
+    step.gradient_norm = std::sqrt(backend.sum_of_squares(u.gradient, u.size));
+    if (!std::isfinite(step.gradient_norm)) return step;
+    step.taken = true;
+    step.clipped = clip > 0 && step.gradient_norm > static_cast<double>(clip);
+    u.scale = step.clipped ? static_cast<double>(clip) / step.gradient_norm : 1.0;
+    u.multiplier = rate_multiplier;
+    optimizer.step(backend, u);
+    return step;
+  }
+};
+
+/// Learns nothing: the model is a plain transformer, read `chunk` tokens at a time.
+struct NoLearning {
+  Index chunk = 256;
+
+  static constexpr std::size_t slots = 0;
+
+  static constexpr bool learns(const ParameterName&) { return false; }
+  static constexpr bool masks(Token) { return false; }
+  template <class B>
+  Step update(const B&, const Update<typename B::Scalar>&) const {
+    return {};
+  }
+};
+
+}  // namespace ttt::inline TTT_ABI

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Optimizers for test-time learning.
+#pragma once
+
+#include <ttt/inner/concepts.hpp>
+
+namespace ttt::inline TTT_ABI {
+
+/// Plain gradient descent, weights -= rate * gradient: the paper's, with rate 1.
+///
+/// Use it as the template for your own optimizer.
+struct Sgd {
+  float rate = 1.0f;
+
+  static constexpr std::size_t slots = 0;
+
+  template <Backend B>
+  void step(const B& backend, const Update<typename B::Scalar>& u) const {
+    backend.axpby(-static_cast<double>(rate) * u.multiplier * u.scale, u.gradient, 1.0, u.weights,
+                  u.size);
+  }
+};
+
+/// Heavy-ball momentum (Polyak 1964): velocity = decay * velocity + gradient,
+/// weights -= rate * velocity. With decay 0 it is Sgd.
+struct Momentum {
+  float rate = 1.0f;
+  float decay = 0.5f;
+
+  static constexpr std::size_t slots = 1;
+
+  template <Backend B>
+  void step(const B& backend, const Update<typename B::Scalar>& u) const {
+    backend.axpby(u.scale, u.gradient, static_cast<double>(decay), u.slots[0], u.size);
+    backend.axpby(-static_cast<double>(rate) * u.multiplier, u.slots[0], 1.0, u.weights, u.size);
+  }
+};
+
+}  // namespace ttt::inline TTT_ABI

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The configuration schema of model files: a flat JSON object, and how it is held against a type.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <ttt/core/error.hpp>
+#include <ttt/io/json.hpp>
+#include <ttt/layers/config.hpp>
+#include <ttt/model/language_model.hpp>
+
+namespace ttt::inline TTT_ABI {
+namespace detail {
+
+/// Reads members of the schema, naming the file in every complaint.
+class SchemaReader {
+ public:
+  SchemaReader(const io::Json& json, std::string_view what) : json_(json), what_(what) {}
+
+  Index size(std::string_view key) const {
+    const std::int64_t value = json_.at(key, what_).integer(named(key));
+    if (value < 1 || value > (std::int64_t{1} << 30)) {
+      fail<FormatError>(named(key) + ": expected from 1 to 2^30, found " + std::to_string(value));
+    }
+    return static_cast<Index>(value);
+  }
+  Index size_or(std::string_view key, Index otherwise) const {
+    return has(key) ? size(key) : otherwise;
+  }
+  Index count(std::string_view key) const {
+    return json_.at(key, what_).is_integer() && json_.at(key, what_).integer() == 0 ? 0 : size(key);
+  }
+  double number(std::string_view key) const { return json_.at(key, what_).number(named(key)); }
+  bool flag_or(std::string_view key, bool otherwise) const {
+    return has(key) ? json_.at(key, what_).boolean(named(key)) : otherwise;
+  }
+  std::string text(std::string_view key) const { return json_.at(key, what_).string(named(key)); }
+  bool has(std::string_view key) const {
+    const io::Json* found = json_.find(key, what_);
+    return found != nullptr && !found->is_null();
+  }
+  std::string named(std::string_view key) const {
+    return std::string(what_) + ": " + std::string(key);
+  }
+
+ private:
+  const io::Json& json_;
+  std::string_view what_;
+};
+
+/// Where a file and a type disagree, in words.
+class Differences {
+ public:
+  template <class T>
+  void compare(const char* key, const T& file, const T& type) {
+    if (!(file == type)) add(key, text(file), text(type));
+  }
+  void throw_if_any(std::string_view what) const {
+    if (!all_.empty()) {
+      fail<FormatError>(std::string(what) + ": the file does not hold this type of model: " + all_);
+    }
+  }
+
+ private:
+  static std::string text(bool value) { return value ? "true" : "false"; }
+  static std::string text(Index value) { return std::to_string(value); }
+  static std::string text(std::string_view value) { return std::string(value); }
+  void add(const char* key, const std::string& file, const std::string& type) {
+    all_ += (all_.empty() ? "" : "; ") + std::string(key) + " is " + file + " in the file and " +
+            type + " in the type";
+  }
+  std::string all_;
+};
+
+}  // namespace detail
+
+namespace io {
+
+/// Reads the schema and compares it with the type of `Model`.
+///
+/// Required: vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
+/// rope_theta, rms_norm_eps, seq_modeling_block ("SWA" or "self_attention"), tie_word_embeddings,
+/// and for "SWA" sliding_window_size. Optional: suffix_len (0), prime (false), mini_batch_size (no
+/// hint), num_key_value_heads (as many as heads), head_dim (hidden_size / heads), rope_layout
+/// ("interleaved": the format knew no other), and qk_norm, pre_norm, post_norm, which the type
+/// decides and which are compared where they are given. Other members are ignored.
+///
+/// Throws FormatError, opening with `what`, when a member is missing or of the wrong kind; one that
+/// lists every difference between file and type; Error when sizes do not fit together.
+template <class Model>
+Config read_config(const Json& json, std::string_view what) {
+  using Prefix = typename Model::PrefixBlock;
+  using Suffix = typename Model::SuffixBlock;
+  const detail::SchemaReader read(json, what);
+  Config config;
+  config.vocabulary = read.size("vocab_size");
+  config.width = read.size("hidden_size");
+  config.hidden = read.size("intermediate_size");
+  config.heads = read.size("num_attention_heads");
+  config.key_heads = read.size_or("num_key_value_heads", config.heads);
+  config.head_dim = read.size_or("head_dim", 0);
+  config.rope_base = read.number("rope_theta");
+  config.eps = read.number("rms_norm_eps");
+  config.chunk = read.size_or("mini_batch_size", 0);
+  const Index blocks = read.size("num_hidden_layers");
+  config.suffix_blocks = read.has("suffix_len") ? read.count("suffix_len") : 0;
+  config.prefix_blocks = blocks - config.suffix_blocks;
+
+  detail::Differences differences;
+  const std::string mixer = read.text("seq_modeling_block");
+  const bool windowed = mixer == "SWA" || mixer == "SWAFull";
+  if (!windowed && mixer != "self_attention") {
+    detail::fail<FormatError>(read.named("seq_modeling_block") +
+                              ": expected SWA or self_attention, found \"" + mixer + "\"");
+  }
+  differences.compare("sliding-window attention", windowed, Model::is_windowed);
+  if (windowed) config.window = read.size("sliding_window_size");
+  if constexpr (Model::is_windowed) {
+    if constexpr (Prefix::Attention::fixed_window != dynamic) {
+      differences.compare("sliding_window_size", config.window,
+                          static_cast<Index>(Prefix::Attention::fixed_window));
+    }
+  }
+  if constexpr (Model::prefix_depth != dynamic) {
+    differences.compare("num_hidden_layers - suffix_len", config.prefix_blocks,
+                        static_cast<Index>(Model::prefix_depth));
+  }
+  if constexpr (Model::suffix_depth != dynamic) {
+    differences.compare("suffix_len", config.suffix_blocks,
+                        static_cast<Index>(Model::suffix_depth));
+  }
+  if (config.suffix_blocks > 0) {
+    differences.compare("prime (dynamic MLPs)", read.flag_or("prime", false), Model::has_dynamic);
+  }
+  differences.compare("tie_word_embeddings", read.flag_or("tie_word_embeddings", false),
+                      Model::has_tied_head);
+  differences.compare("pre_norm", read.flag_or("pre_norm", true), true);
+  const auto layout = [](RopeLayout l) {
+    return std::string_view(l == RopeLayout::Interleaved ? "interleaved" : "half_split");
+  };
+  const std::string stored = read.has("rope_layout") ? read.text("rope_layout") : "interleaved";
+  const auto compare_block = [&]<class Block>() {
+    using Mixer = typename Block::Attention;
+    differences.compare("qk_norm", read.flag_or("qk_norm", Mixer::has_qk_norm), Mixer::has_qk_norm);
+    differences.compare("post_norm", read.flag_or("post_norm", Block::has_post_norm),
+                        Block::has_post_norm);
+    differences.compare("rope_layout", std::string_view(stored), layout(Mixer::rope_layout));
+  };
+  if (config.prefix_blocks > 0) compare_block.template operator()<Prefix>();
+  if (config.suffix_blocks > 0) compare_block.template operator()<Suffix>();
+  differences.throw_if_any(what);
+  return config;
+}
+
+}  // namespace io
+}  // namespace ttt::inline TTT_ABI

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What the authors' checkpoints call a parameter.
+#pragma once
+
+#include <string>
+
+#include <ttt/core/error.hpp>
+#include <ttt/layers/parameters.hpp>
+
+namespace ttt::inline TTT_ABI {
+namespace io {
+
+/// A tensor of a file and the slice of it that one parameter is. The authors stack a parameter over
+/// all blocks that have it, [blocks, in, out]; index is -1 for tensors that are not stacked.
+struct StoredName {
+  std::string tensor;
+  Index index = -1;
+};
+
+/// The place of a parameter in the authors' naming (docs/files.md lists it).
+inline StoredName authors_name(const ParameterName& name) {
+  const std::string model = "language_model.model.";
+  const std::string tensor(name.tensor);
+  if (name.role == Role::Embedding) return {model + "wte.weight"};
+  if (name.role == Role::Head) return {"language_model.lm_head.weight"};
+  if (name.block < 0) return {model + "ln_f.weight"};
+  const bool is_outer_norm = tensor == "norm" || tensor == "post_norm";
+  if (name.layer == "dynamic_mlp") {
+    const std::string storage = model + "h.prime_storage.";
+    if (is_outer_norm) return {storage + "ffn_prime_" + tensor + ".weight", name.suffix_block};
+    return {storage + "feed_forward_prime." + tensor + ".weight", name.suffix_block};
+  }
+  const std::string blocks = model + "h.blocks.";
+  const bool is_attention = name.layer == "attention";
+  if (is_outer_norm)
+    return {blocks + (is_attention ? "seq_" : "ffn_") + tensor + ".weight", name.block};
+  return {blocks + (is_attention ? "seq_modeling_block." : "feed_forward.") + tensor + ".weight",
+          name.block};
+}
+
+}  // namespace io
+}  // namespace ttt::inline TTT_ABI

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// A sub-layer on the residual stream, with its norms.
+#pragma once
+
+#include <utility>
+
+#include <ttt/layers/config.hpp>
+#include <ttt/layers/parameters.hpp>
+#include <ttt/ops/linear.hpp>
+#include <ttt/ops/rms_norm.hpp>
+
+namespace ttt::inline TTT_ABI {
+
+/// Policy: h += post(sublayer(pre(h))), the paper's.
+struct SandwichNorm {
+  static constexpr bool post = true;
+};
+
+/// Policy: h += sublayer(pre(h)), the usual Llama block.
+struct PreNorm {
+  static constexpr bool post = false;
+};
+
+/// One sub-layer with the norms its placement policy asks for.
+template <class Placement, class Sublayer>
+class Residual {
+ public:
+  template <class T>
+  struct Parameters {
+    T norm{};       // (1, width)
+    T post_norm{};  // (1, width), with SandwichNorm
+    typename Sublayer::template Parameters<T> sublayer{};
+  };
+
+  template <class F, class... Trees>
+  static void each(const ParameterName& name, F&& f, Trees&... trees) {
+    f(name.norm("norm"), trees.norm...);
+    if constexpr (Placement::post) f(name.norm("post_norm"), trees.post_norm...);
+    Sublayer::each(name, f, trees.sublayer...);
+  }
+
+  template <class Tensor>
+  struct Saved {
+    Tensor h;
+    ops::Normed<Tensor> input;
+    Tensor y, post_inverse;
+    typename Sublayer::template Saved<Tensor> sublayer;
+  };
+
+  explicit Residual(const Config& config)
+      : sublayer_(config), width_(config.width), eps_(config.eps) {}
+
+  const Sublayer& sublayer() const { return sublayer_; }
+
+  Parameters<Shape> shapes() const { return {{1, width_}, {1, width_}, sublayer_.shapes()}; }
+
+  /// out = h + ...; out may be h if nobody will walk back. `more` goes to the sub-layer.
+  template <class B, class Tensor, class Leaf, class... More>
+  void forward(Context<B>& c, const Parameters<Leaf>& p, Tensor h, Tensor out, Saved<Tensor>& saved,
+               const More&... more) const {
+    saved.h = h;
+    saved.input = ops::rms_norm(c, h, {p.norm, eps_});
+    saved.y = sublayer_.forward(c, p.sublayer, saved.input.y, saved.sublayer, more...);
+    if constexpr (Placement::post) {
+      saved.post_inverse = ops::add_rms_norm(c, h, saved.y, {p.post_norm, eps_}, out);
+    } else {
+      ops::add(c, h, saved.y, out);
+    }
+  }
+
+  /// dh holds the gradient of `out` and, with `want_dh`, receives that of `h`.
+  template <class B, class Tensor, class Leaf, class Gradient, class... More>
+  void backward(Context<B>& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dh,
+                const Parameters<Gradient>& d, bool want_dh, const More&... more) const {
+    const Scope scope(c.workspace);
+    Tensor dy = dh;
+    if constexpr (Placement::post) {
+      dy = c.make(dh.rows, dh.cols);
+      ops::rms_norm_backward(c, saved.y, {p.post_norm, eps_}, saved.post_inverse, dh, dy,
+                             Write::Replace, d.post_norm);
+    }
+    const Tensor dx = want_dh ? c.make(dh.rows, dh.cols) : Tensor{};
+    sublayer_.backward(c, p.sublayer, saved.sublayer, dy, dx, d.sublayer, more...);
+    if (!want_dh) return;
+    ops::rms_norm_backward(c, saved.h, {p.norm, eps_}, saved.input.inverse, dx, dh, Write::Add,
+                           d.norm);
+  }
+
+ private:
+  Sublayer sublayer_;
+  Index width_;
+  double eps_;
+};
+
+}  // namespace ttt::inline TTT_ABI

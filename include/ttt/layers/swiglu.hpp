@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The gated MLP.
+#pragma once
+
+#include <ttt/layers/config.hpp>
+#include <ttt/layers/parameters.hpp>
+#include <ttt/ops/linear.hpp>
+#include <ttt/ops/swiglu.hpp>
+
+namespace ttt::inline TTT_ABI {
+
+/// y = (silu(x · w1) ∘ (x · w3)) · w2. Stores nothing but its sizes.
+class SwiGLU {
+ public:
+  template <class T>
+  struct Parameters {
+    T w1{};  // (width, hidden)
+    T w2{};  // (hidden, width)
+    T w3{};  // (width, hidden)
+  };
+
+  template <class F, class... Trees>
+  static void each(const ParameterName& name, F&& f, Trees&... trees) {
+    f(name.of("w1"), trees.w1...);
+    f(name.of("w2"), trees.w2...);
+    f(name.of("w3"), trees.w3...);
+  }
+
+  /// What the way back needs.
+  template <class Tensor>
+  struct Saved {
+    Tensor x, gate, up, hidden;
+  };
+
+  explicit SwiGLU(const Config& config) : width_(config.width), hidden_(config.hidden) {}
+
+  Parameters<Shape> shapes() const {
+    return {{width_, hidden_}, {hidden_, width_}, {width_, hidden_}};
+  }
+
+  template <class B, class Tensor, class Leaf>
+  Tensor forward(Context<B>& c, const Parameters<Leaf>& p, Tensor x, Saved<Tensor>& saved) const {
+    saved.x = x;
+    saved.gate = ops::linear(c, x, p.w1);
+    saved.up = ops::linear(c, x, p.w3);
+    saved.hidden = ops::swiglu(c, saved.gate, saved.up);
+    return ops::linear(c, saved.hidden, p.w2);
+  }
+
+  /// Fills in the gradients that are there; computes dx only where it is.
+  template <class B, class Tensor, class Leaf, class Gradient>
+  void backward(Context<B>& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dy,
+                Tensor dx, const Parameters<Gradient>& d) const {
+    const Tensor dhidden = c.make(saved.hidden.rows, saved.hidden.cols);
+    ops::linear_backward(c, saved.hidden, p.w2, dy, d.w2, dhidden);
+    const auto inner = ops::swiglu_backward(c, saved.gate, saved.up, dhidden);
+    ops::linear_backward(c, saved.x, p.w1, inner.gate, d.w1, dx);
+    ops::linear_backward(c, saved.x, p.w3, inner.up, d.w3, dx, Write::Add);
+  }
+
+ private:
+  Index width_;
+  Index hidden_;
+};
+
+}  // namespace ttt::inline TTT_ABI

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Everything a program needs to read with a model on this machine's processor.
+#pragma once
+
+#include <ttt/backend/eigen/backend.hpp>
+#include <ttt/inner/inner_loop.hpp>
+#include <ttt/inner/session.hpp>
+#include <ttt/io/byte_tokenizer.hpp>
+#include <ttt/io/load.hpp>
+#include <ttt/layers/block.hpp>
+#include <ttt/model/language_model.hpp>
+#include <ttt/model/sampler.hpp>
+#include <ttt/model/weights.hpp>
+#include <ttt/version.hpp>
