@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: MIT
+// Every backward primitive of the reference against finite differences of its forward.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <support/gradcheck.hpp>
+#include <support/random.hpp>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <ttt/backend/reference/backend.hpp>
+
+namespace {
+
+using namespace ttt;
+using namespace ttt::test;
+
+const reference::Backend<double> backend;
+
+View<const double> as(const std::vector<double>& flat, Index rows, Index cols) {
+  return {flat.data(), rows, cols};
+}
+View<double> as(std::vector<double>& flat, Index rows, Index cols) {
+  return {flat.data(), rows, cols};
+}
+std::vector<double> zeros(Index size) {
+  return std::vector<double>(static_cast<std::size_t>(size));
+}
+std::vector<double> ones(Index size) {
+  return std::vector<double>(static_cast<std::size_t>(size), 1.0);
+}
+
+TEST_CASE("matmul") {
+  constexpr Index time = 5, in = 4, out = 3;
+  Random random{1};
+  for (const bool transposed : {false, true}) {
+    const auto weight = [&](const std::vector<double>& w) {
+      return transposed ? Weight<double>(as(w, out, in)).transpose()
+                        : Weight<double>(as(w, in, out));
+    };
+    CHECK_GRADIENT(
+        {uniforms(random, time * in), uniforms(random, in * out)},
+        [&](const Flats& x) {
+          auto y = zeros(time * out);
+          backend.matmul(as(x[0], time, in), weight(x[1]), as(y, time, out), Write::Replace);
+          return y;
+        },
+        [&](const Flats& x, const std::vector<double>& dy) {
+          auto dx = zeros(time * in), dw = zeros(in * out);
+          backend.matmul(as(dy, time, out), weight(x[1]).transpose(), as(dx, time, in), Write::Add);
+          if (transposed) {
+            backend.matmul_gradient(as(dy, time, out), as(x[0], time, in), as(dw, out, in),
+                                    Write::Replace);
+          } else {
+            backend.matmul_gradient(as(x[0], time, in), as(dy, time, out), as(dw, in, out),
+                                    Write::Add);
+          }
+          return Flats{dx, dw};
+        });
+  }
+}
+
+TEST_CASE("rms_norm") {
+  constexpr Index time = 4, width = 6;
+  Random random{2};
+  for (const bool scaled : {false, true}) {
+    for (const Write write : {Write::Replace, Write::Add}) {
+      const auto norm = [&](const Flats& x) {
+        return Norm<double>{scaled ? Weight<double>(as(x[1], 1, width)) : Weight<double>(), 0.01};
+      };
+      CHECK_GRADIENT(
+          {uniforms(random, time * width), uniforms(random, width)},
+          [&](const Flats& x) {
+            auto y = zeros(time * width);
+            backend.rms_norm(as(x[0], time, width), norm(x), as(y, time, width), {});
+            // With Add, dx holds what another way from x to the output has left there.
+            if (write == Write::Add) {
+              backend.add(as(y, time, width), as(x[0], time, width), as(y, time, width));
+            }
+            return y;
+          },
+          [&](const Flats& x, const std::vector<double>& dy) {
+            auto y = zeros(time * width), inverse = zeros(time), dscale = zeros(width);
+            auto dx = write == Write::Add ? dy : y;
+            backend.rms_norm(as(x[0], time, width), norm(x), as(y, time, width),
+                             as(inverse, time, 1));
+            backend.rms_norm_backward(as(x[0], time, width), norm(x), as(inverse, time, 1),
+                                      as(dy, time, width), as(dx, time, width), write,
+                                      as(dscale, 1, width));
+            return Flats{dx, scaled ? dscale : std::vector<double>()};
+          });
+    }
+  }
+}
+
+TEST_CASE("rms_norm_backward adds to dscale") {
+  constexpr Index time = 3, width = 4;
+  Random random{3};
+  const auto x = uniforms(random, time * width), dy = uniforms(random, time * width);
+  auto y = zeros(time * width), inverse = zeros(time), dx = y;
+  auto once = zeros(width), added = ones(width);
+  backend.rms_norm(as(x, time, width), {{}, 0.01}, as(y, time, width), as(inverse, time, 1));
+  for (auto* dscale : {&once, &added}) {
+    backend.rms_norm_backward(as(x, time, width), {{}, 0.01}, as(inverse, time, 1),
+                              as(dy, time, width), as(dx, time, width), Write::Replace,
+                              as(*dscale, 1, width));
+  }
+  for (std::size_t i = 0; i < once.size(); ++i) CHECK(added[i] == doctest::Approx(once[i] + 1));
+}
+
+TEST_CASE("add_rms_norm") {
+  constexpr Index time = 4, width = 6;
+  Random random{4};
+  const auto norm = [](const Flats& x) { return Norm<double>{as(x[2], 1, width), 0.01}; };
+  CHECK_GRADIENT(
+      {uniforms(random, time * width), uniforms(random, time * width), uniforms(random, width)},
+      [&](const Flats& x) {
+        auto y = x[0];
+        backend.add_rms_norm(as(y, time, width), as(x[1], time, width), norm(x), as(y, time, width),
+                             {});
+        return y;
+      },
+      [&](const Flats& x, const std::vector<double>& dy) {
+        auto y = zeros(time * width), inverse = zeros(time), dx = y, dscale = zeros(width);
+        backend.add_rms_norm(as(x[0], time, width), as(x[1], time, width), norm(x),
+                             as(y, time, width), as(inverse, time, 1));
+        backend.rms_norm_backward(as(x[1], time, width), norm(x), as(inverse, time, 1),
+                                  as(dy, time, width), as(dx, time, width), Write::Replace,
+                                  as(dscale, 1, width));
+        return Flats{dy, dx, dscale};
+      });
+}
+
+TEST_CASE("head_norm_rope") {
+  constexpr Index time = 3, heads = 2, d = 6;
+  Random random{5};
+  std::vector<double> angles = zeros(time * d);
+  const double frequencies[] = {1.0, 0.1, 0.01};
+  backend.rope_angles(7, frequencies, as(angles, time, d));
+  for (const RopeLayout layout : {RopeLayout::Interleaved, RopeLayout::HalfSplit}) {
+    for (const bool scaled : {false, true}) {
+      for (const double eps : {0.01, -1.0}) {
+        CAPTURE(static_cast<int>(layout));
+        CAPTURE(scaled);
+        CAPTURE(eps);
+        const auto norm = [&](const Flats& x) {
+          return Norm<double>{scaled ? Weight<double>(as(x[1], 1, d)) : Weight<double>(), eps};
+        };
+        CHECK_GRADIENT(
+            {uniforms(random, time * heads * d), uniforms(random, d)},
+            [&](const Flats& x) {
+              auto y = zeros(time * heads * d);
+              backend.head_norm_rope(as(x[0], time, heads * d), norm(x), as(angles, time, d),
+                                     layout, as(y, time, heads * d), {});
+              return y;
+            },
+            [&](const Flats& x, const std::vector<double>& dy) {
+              auto y = zeros(time * heads * d), inverse = zeros(time * heads), dx = y;
+              auto dscale = zeros(d);
+              backend.head_norm_rope(as(x[0], time, heads * d), norm(x), as(angles, time, d),
+                                     layout, as(y, time, heads * d), as(inverse, time, heads));
+              backend.head_norm_rope_backward(
+                  as(x[0], time, heads * d), norm(x), as(inverse, time, heads), as(angles, time, d),
+                  layout, as(dy, time, heads * d), as(dx, time, heads * d), as(dscale, 1, d));
+              return Flats{dx, scaled ? dscale : std::vector<double>()};
+            });
+      }
+    }
+  }
+}
+
+TEST_CASE("swiglu") {
+  constexpr Index time = 3, width = 5;
+  Random random{6};
+  CHECK_GRADIENT(
+      {uniforms(random, time * width, 4), uniforms(random, time * width)},
+      [](const Flats& x) {
+        auto y = zeros(time * width);
+        backend.swiglu(as(x[0], time, width), as(x[1], time, width), as(y, time, width));
+        return y;
+      },
+      [](const Flats& x, const std::vector<double>& dy) {
+        auto dgate = zeros(time * width), dup = dgate;
+        backend.swiglu_backward(as(x[0], time, width), as(x[1], time, width), as(dy, time, width),
+                                as(dgate, time, width), as(dup, time, width));
+        return Flats{dgate, dup};
+      });
+}
+
+/// Attention of one block behind `cached` earlier positions, its own keys and values among the
+/// inputs. The ring has exactly the slots that are needed, so it wraps as soon as it can.
+void check_attention(Index rows, const AttentionShape& shape) {
+  const Index d = shape.head_dim, width = shape.heads * d, key_width = shape.key_heads * d;
+  const Index first = shape.first_key(shape.position), cached = shape.position - first;
+  const Index slots = cached + rows;
+  CAPTURE(rows);
+  CAPTURE(shape.heads);
+  CAPTURE(shape.key_heads);
+  CAPTURE(shape.window);
+  CAPTURE(shape.position);
+  Random random{7};
+  const auto old_keys = uniforms(random, cached * key_width);
+  const auto old_values = uniforms(random, cached * key_width);
+
+  struct Ring {
+    std::vector<double> memory;
+    Cache<double> cache;
+  };
+  const auto ring = [&](const std::vector<double>& earlier, const std::vector<double>& own) {
+    Ring r{zeros(shape.key_heads * slots * d), {}};
+    r.cache = {r.memory.data(), shape.key_heads, slots, d};
+    backend.store(as(earlier, cached, key_width), r.cache, first);
+    backend.store(as(own, rows, key_width), r.cache, shape.position);
+    return r;
+  };
+  CHECK_GRADIENT(
+      {uniforms(random, rows * width), uniforms(random, rows * key_width),
+       uniforms(random, rows * key_width)},
+      [&](const Flats& x) {
+        auto o = zeros(rows * width);
+        const Ring keys = ring(old_keys, x[1]), values = ring(old_values, x[2]);
+        backend.attention(as(x[0], rows, width), keys.cache, values.cache, shape,
+                          as(o, rows, width), {});
+        return o;
+      },
+      [&](const Flats& x, const std::vector<double>& dout) {
+        // Outputs that hold something else: the primitive replaces them.
+        auto o = zeros(rows * width), lse = zeros(shape.heads * rows), dq = ones(rows * width);
+        auto dkeys = ones(rows * key_width), dvalues = dkeys;
+        const Ring keys = ring(old_keys, x[1]), values = ring(old_values, x[2]);
+        backend.attention(as(x[0], rows, width), keys.cache, values.cache, shape,
+                          as(o, rows, width), as(lse, shape.heads, rows));
+        backend.attention_backward(as(x[0], rows, width), keys.cache, values.cache, shape,
+                                   as(o, rows, width), as(lse, shape.heads, rows),
+                                   as(dout, rows, width), as(dq, rows, width),
+                                   as(dkeys, rows, key_width), as(dvalues, rows, key_width));
+        return Flats{dq, dkeys, dvalues};
+      });
+}
+
+TEST_CASE("attention") {
+  constexpr Index huge = std::numeric_limits<Index>::max();
+  constexpr Index heads[][2] = {{1, 1}, {4, 2}};
+  for (const auto& [h, k] : heads) {
+    for (Index window : {Index{1}, Index{3}, Index{6}, Index{20}, huge}) {
+      for (Index position : {0, 1, 5, 13}) check_attention(6, {h, k, 4, window, position});
+    }
+  }
+}
+
+TEST_CASE("attention's log-sum-exp is the logarithm of the sum of exponentials") {
+  constexpr Index rows = 4, d = 4;
+  const AttentionShape shape{1, 1, d, 3, 0};
+  Random random{8};
+  const auto q = uniforms(random, rows * d), k = uniforms(random, rows * d);
+  auto o = zeros(rows * d), lse = zeros(rows);
+  const Cache<const double> cache{k.data(), 1, rows, d};
+  backend.attention(as(q, rows, d), cache, cache, shape, as(o, rows, d), as(lse, 1, rows));
+  for (Index t = 0; t < rows; ++t) {
+    double sum = 0;
+    for (Index j = std::max<Index>(0, t - 2); j <= t; ++j) {
+      double score = 0;
+      for (Index i = 0; i < d; ++i) score += as(q, rows, d)(t, i) * as(k, rows, d)(j, i);
+      sum += std::exp(score / 2);
+    }
+    CHECK(lse[static_cast<std::size_t>(t)] == doctest::Approx(std::log(sum)));
+  }
+}
+
+TEST_CASE("cross_entropy") {
+  constexpr Index time = 5, width = 4, words = 7;
+  Random random{9};
+  const auto head = uniforms(random, width * words, 3);
+  const auto targets = tokens(random, time, words);
+  const std::vector<double> weights{0.5, 0, -1.5, 1, 0};
+  const auto run = [&](const std::vector<double>& h, bool transposed, View<double> dh) {
+    auto scratch = zeros(backend.cross_entropy_scratch(time, words)), nll = zeros(time);
+    const Weight<double> w = transposed ? Weight<double>(as(head, words, width)).transpose()
+                                        : Weight<double>(as(head, width, words));
+    backend.cross_entropy(as(h, time, width), w, targets.data(), weights.data(), nll.data(), dh,
+                          scratch.data());
+    return nll;
+  };
+  for (const bool transposed : {false, true}) {
+    // The primitive's cotangent is its weights, so the output here is the weighted sum.
+    CHECK_GRADIENT(
+        {uniforms(random, time * width)},
+        [&](const Flats& x) {
+          const auto nll = run(x[0], transposed, {});
+          double sum = 0;
+          for (std::size_t t = 0; t < nll.size(); ++t) sum += weights[t] * nll[t];
+          return std::vector<double>{sum};
+        },
+        [&](const Flats& x, const std::vector<double>& dy) {
+          auto dh = ones(time * width);
+          run(x[0], transposed, as(dh, time, width));
+          for (double& d : dh) d *= dy[0];
+          return Flats{dh};
+        });
+  }
+}
+
+TEST_CASE("the harness notices a wrong gradient") {
+  const auto square = [](const Flats& x) {
+    return std::vector<double>{x[0][0] * x[0][0], x[0][1]};
+  };
+  const auto with_slope = [](double slope) {
+    return [slope](const Flats& x, const std::vector<double>& dy) {
+      return Flats{{slope * x[0][0] * dy[0], dy[1]}};
+    };
+  };
+  const Flats at{{0.5, 2.0}};
+  CHECK(check_gradient(at, square, with_slope(2)).worst <= gradient_tolerance);
+  CHECK(check_gradient(at, square, with_slope(2.001)).worst > gradient_tolerance);
+  CHECK_FALSE(check_gradient(at, square, with_slope(NAN)).worst <= gradient_tolerance);
+  CHECK(check_gradient(at, square, [](const Flats&, const std::vector<double>&) {
+          return Flats{{1.0}};
+        }).worst > gradient_tolerance);
+}
+
+}  // namespace
