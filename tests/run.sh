@@ -14,10 +14,20 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 preset=default
+targets=(all)
 select=()
 case ${1:-} in
-  --quick) select=(-LE '^(slow|packaging)$') && shift ;;
-  --sanitize) preset=asan && select=(-L '^unit$') && shift ;;
+  --quick)
+    targets=(ttt_test_programs ttt_examples)
+    select=(-LE '^(slow|packaging)$')
+    shift
+    ;;
+  --sanitize)
+    preset=asan
+    targets=(ttt_test_programs)
+    select=(-L '^unit$')
+    shift
+    ;;
   --cuda)
     echo "ttt has no CUDA half yet, so there are no CUDA tests to run" >&2
     exit 1
@@ -32,7 +42,7 @@ esac
 need_packages cmake g++ ninja-build libeigen3-dev doctest-dev libbenchmark-dev
 
 cmake --preset "$preset"
-cmake --build --preset "$preset"
+cmake --build --preset "$preset" --target "${targets[@]}"
 cores=$(nproc 2>/dev/null || echo 2)
 export CTEST_PARALLEL_LEVEL=${CTEST_PARALLEL_LEVEL:-$cores}
 exec ctest --test-dir "build/$preset" --output-on-failure --no-tests=error "${select[@]}" "$@"

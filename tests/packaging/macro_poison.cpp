@@ -6,6 +6,8 @@
 #define min(a, b) ttt_poisoned_by_windef_h
 #define max(a, b) ttt_poisoned_by_windef_h
 
-#include <ttt/ttt.hpp>
+#include "read_a_line.hpp"
 
-int main() { return ttt::size_of(ttt::DType::F32) == sizeof(float) ? 0 : 1; }
+int main() {
+  return read_a_line() > 0.0 ? 0 : 1;
+}
