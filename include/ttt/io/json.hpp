@@ -22,7 +22,7 @@
 namespace ttt::inline TTT_ABI {
 namespace io {
 
-/// What a JSON text may cost. The defaults hold any tokenizer in use and some 400 MB of memory.
+/// What a JSON text may cost: by default 400 MB beside its strings, enough for any tokenizer.
 struct JsonLimits {
   std::size_t depth = 128;                    ///< arrays and objects inside one another
   std::size_t values = std::size_t{1} << 22;  ///< values altogether, the containers included
@@ -56,8 +56,8 @@ class Json {
     std::vector<std::uint32_t> by_name_;
   };
 
-  /// Null.
   Json() = default;
+  Json(std::nullptr_t) {}
   template <std::same_as<bool> Bool>
   Json(Bool value) : value_(value) {}
   template <std::integral Integer>
@@ -91,20 +91,14 @@ class Json {
   bool is_array() const { return std::holds_alternative<Array>(value_); }
   bool is_object() const { return std::holds_alternative<Object>(value_); }
 
-  bool boolean(std::string_view what = "JSON") const { return get<bool>(what, "a boolean"); }
-  std::int64_t integer(std::string_view what = "JSON") const {
-    return get<std::int64_t>(what, "an integer");
-  }
+  bool boolean(std::string_view what = "JSON") const { return get<bool>(what); }
+  std::int64_t integer(std::string_view what = "JSON") const { return get<std::int64_t>(what); }
   double number(std::string_view what = "JSON") const {
-    return is_integer() ? static_cast<double>(integer()) : get<double>(what, "a number");
+    return is_integer() ? static_cast<double>(integer()) : get<double>(what);
   }
-  const std::string& string(std::string_view what = "JSON") const {
-    return get<std::string>(what, "a string");
-  }
-  const Array& array(std::string_view what = "JSON") const { return get<Array>(what, "an array"); }
-  const Object& object(std::string_view what = "JSON") const {
-    return get<Object>(what, "an object");
-  }
+  const std::string& string(std::string_view what = "JSON") const { return get<std::string>(what); }
+  const Array& array(std::string_view what = "JSON") const { return get<Array>(what); }
+  const Object& object(std::string_view what = "JSON") const { return get<Object>(what); }
 
   /// The member of that name of an object, or nullptr.
   const Json* find(std::string_view name, std::string_view what = "JSON") const {
@@ -127,32 +121,34 @@ class Json {
 
  private:
   class Parser;
+  using Value =
+      std::variant<std::monostate, bool, std::int64_t, double, std::string, Array, Object>;
 
   template <class T>
-  const T& get(std::string_view what, const char* expected) const {
+  const T& get(std::string_view what) const {
     if (const T* value = std::get_if<T>(&value_)) return *value;
-    constexpr const char* names[] = {"null",     "a boolean", "an integer", "a fractional number",
+    constexpr const char* names[] = {"null",     "a boolean", "an integer", "a real number",
                                      "a string", "an array",  "an object"};
-    detail::fail<FormatError>(std::string(what) + ": expected " + expected + ", found " +
+    detail::fail<FormatError>(std::string(what) + ": expected " +
+                              names[Value(std::in_place_type<T>).index()] + ", found " +
                               names[value_.index()]);
   }
 
   void append_to(std::string& out) const;
 
-  std::variant<std::monostate, bool, std::int64_t, double, std::string, Array, Object> value_;
+  Value value_;
 };
 
 /// Appends the text as a JSON string, quotes included. Throws Error if it is not UTF-8.
 inline void append_json_string(std::string& out, std::string_view text) {
   if (find_invalid_utf8(text) != text.size())
     detail::fail("JSON: the string " + detail::quoted(text) + " is not valid UTF-8");
-  constexpr const char* digits = "0123456789abcdef";
   out += '"';
   for (const char c : text) {
     if (c == '"' || c == '\\') {
       (out += '\\') += c;
     } else if (static_cast<unsigned char>(c) < 0x20) {
-      ((out += "\\u00") += digits[c >> 4]) += digits[c & 0xf];
+      (out += c < 0x10 ? "\\u000" : "\\u001") += "0123456789abcdef"[c & 0xf];
     } else {
       out += c;
     }
@@ -177,8 +173,8 @@ inline const Json* Json::Object::find(std::string_view name) const {
   const auto found = std::lower_bound(
       by_name_.begin(), by_name_.end(), name,
       [this](std::uint32_t i, std::string_view wanted) { return members_[i].first < wanted; });
-  if (found == by_name_.end() || members_[*found].first != name) return nullptr;
-  return &members_[*found].second;
+  const bool there = found != by_name_.end() && members_[*found].first == name;
+  return there ? &members_[*found].second : nullptr;
 }
 
 inline void Json::append_to(std::string& out) const {
@@ -224,7 +220,7 @@ class Json::Parser {
     if (at_ != text_.size()) error("the text is not valid UTF-8");
     at_ = 0;
     Json result = value(0);
-    skip_space();
+    peek_token();
     if (at_ != text_.size()) error("expected the end of the text");
     return result;
   }
@@ -237,15 +233,16 @@ class Json::Parser {
   /// The next byte; at the end a zero, which no JSON text contains.
   char peek() const { return at_ < text_.size() ? text_[at_] : '\0'; }
 
-  void skip_space() {
+  /// The next byte that is not space, and at_ moves there.
+  char peek_token() {
     while (peek() == ' ' || peek() == '\n' || peek() == '\r' || peek() == '\t') ++at_;
+    return peek();
   }
 
   Json value(std::size_t depth) {
     if (values_++ == limits_.values)
       error("more than the " + std::to_string(limits_.values) + " values allowed");
-    skip_space();
-    switch (peek()) {
+    switch (peek_token()) {
       case '{': return object(depth);
       case '[': return array(depth);
       case '"': return string();
@@ -271,11 +268,9 @@ class Json::Parser {
   Json object(std::size_t depth) {
     std::vector<Member> members;
     for (bool more = open(depth, '}'); more; more = next('}')) {
-      skip_space();
-      if (peek() != '"') error("expected a name in quotes");
+      if (peek_token() != '"') error("expected a name in quotes");
       std::string name = string();
-      skip_space();
-      if (peek() != ':') error("expected ':'");
+      if (peek_token() != ':') error("expected ':'");
       ++at_;
       members.emplace_back(std::move(name), value(depth + 1));
     }
@@ -287,16 +282,14 @@ class Json::Parser {
     if (depth == limits_.depth)
       error("nested deeper than the " + std::to_string(depth) + " levels allowed");
     ++at_;
-    skip_space();
-    if (peek() != close) return true;
+    if (peek_token() != close) return true;
     ++at_;
     return false;
   }
 
   /// Steps past the comma or the bracket after an item; true if it was the comma.
   bool next(char close) {
-    skip_space();
-    const char c = peek();
+    const char c = peek_token();
     if (c != ',' && c != close) error(std::string("expected ',' or '") + close + "'");
     ++at_;
     return c == ',';
@@ -340,7 +333,8 @@ class Json::Parser {
 
   std::string string() {
     std::string out;
-    for (++at_;;) {
+    ++at_;
+    for (;;) {
       const std::size_t begin = at_;
       while (static_cast<unsigned char>(peek()) >= 0x20 && peek() != '"' && peek() != '\\') ++at_;
       out += text_.substr(begin, at_ - begin);

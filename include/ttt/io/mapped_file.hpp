@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstddef>
-#include <cstdint>
+#include <cstring>
 #include <fcntl.h>
 #include <memory>
 #include <new>
@@ -14,7 +14,6 @@
 #include <string>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <system_error>
 #include <unistd.h>
 #include <utility>
 
@@ -25,7 +24,7 @@ namespace detail {
 
 /// Throws Error: what was tried, and what the system said to it.
 [[noreturn, gnu::cold]] inline void fail_system(int code, const std::string& what) {
-  fail(what + ": " + std::generic_category().message(code));
+  fail(what + ": " + std::strerror(code));
 }
 
 /// Closes a file descriptor.

@@ -78,14 +78,10 @@ class AtomicFile {
       fail("cannot write " + path_ + ": it is not a regular file");
     constexpr int attempts = 1000;
     for (int attempt = 0; attempt < attempts; ++attempt) {
-      const std::string name =
-          ".ttt-" + std::to_string(::getpid()) + "-" + std::to_string(attempt) + ".tmp";
-      const int file =
-          ::openat(directory_.get(), name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
-      if (file >= 0) {
-        temporary_ = name;
-        return file;
-      }
+      temporary_ = ".ttt-" + std::to_string(::getpid()) + "-" + std::to_string(attempt) + ".tmp";
+      const int file = ::openat(directory_.get(), temporary_.c_str(),
+                                O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
+      if (file >= 0) return file;
       if (errno != EEXIST) break;
     }
     fail_system(errno, "cannot make a temporary file beside " + path_);
@@ -100,7 +96,7 @@ class AtomicFile {
 
   std::string path_;
   std::string name_;
-  std::string temporary_;  // what the destructor removes
+  std::string temporary_;  // empty once it is renamed
   FileDescriptor directory_;
   FileDescriptor file_;
 };
@@ -124,8 +120,10 @@ struct TensorToWrite {
 ///
 /// The file is written beside the path, synced and then renamed, so that the path holds the old
 /// file or the new one at every moment; the tensors may be views of the old one. A symbolic link is
-/// replaced, not followed. A new file has the permissions `mode` less the umask, and only its owner
-/// may read it unless the caller says otherwise, because a state can reveal what was read.
+/// replaced, not followed. A process that is killed halfway leaves its `.ttt-*.tmp` behind.
+///
+/// A new file has the permissions `mode` less the umask. Only its owner may read it unless the
+/// caller says otherwise, because a state can reveal what was read.
 ///
 /// Throws FormatError for what a reader would refuse (a name twice or not UTF-8, a shape that does
 /// not make the bytes, too many tensors) and Error if the system fails; both leave the old file as
