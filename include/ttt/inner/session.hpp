@@ -505,9 +505,8 @@ class Session {
   static void penalise(std::span<const Token> made, float penalty, std::span<float> logits) {
     if (penalty == 1.0f) return;
     std::vector<Token> seen(made.begin(), made.end());
-    std::ranges::sort(seen);
-    const auto repeated = std::ranges::unique(seen);
-    seen.erase(repeated.begin(), repeated.end());
+    std::sort(seen.begin(), seen.end());
+    seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
     for (const Token token : seen) {
       float& logit = logits[static_cast<std::size_t>(token)];
       logit = logit > 0 ? logit / penalty : logit * penalty;

@@ -17,6 +17,10 @@
 #pragma GCC diagnostic ignored "-Wignored-attributes"
 #endif
 
+#include <bit>
+#include <cstdint>
+#include <cstring>
+
 #include <Eigen/Core>
 
 #include <ttt/core/dtype.hpp>
@@ -44,14 +48,30 @@ TTT_INLINE P load(const S* from) {
   return packet::ploadu<P>(from);
 }
 
-/// Widens while loading.
+/// The compiler's own vectors, for conversions that Eigen has no packets for.
+template <class T, std::size_t Size>
+struct Vector {
+  typedef T type __attribute__((vector_size(Size * sizeof(T))));
+};
+
+/// Widens while loading: a bfloat16 is the upper half of a float.
 template <class P>
 TTT_INLINE P load(const bfloat16* from) {
   using S = typename packet::unpacket_traits<P>::type;
-  constexpr Index n = packet::unpacket_traits<P>::size;
-  alignas(64) S wide[static_cast<std::size_t>(n)];
-  for (Index i = 0; i < n; ++i) wide[i] = static_cast<S>(static_cast<float>(from[i]));
-  return packet::ploadu<P>(wide);
+  constexpr std::size_t n = packet::unpacket_traits<P>::size;
+  if constexpr (n == 1) {
+    return static_cast<S>(static_cast<float>(*from));
+  } else {
+    using Half = typename Vector<std::uint16_t, n>::type;
+    using Word = typename Vector<std::uint32_t, n>::type;
+    using Float = typename Vector<float, n>::type;
+    using Wide = typename Vector<S, n>::type;
+    Half half;
+    std::memcpy(&half, from, sizeof half);
+    const Word word = __builtin_convertvector(half, Word) << 16;
+    const Wide wide = __builtin_convertvector(std::bit_cast<Float>(word), Wide);
+    return packet::ploadu<P>(reinterpret_cast<const S*>(&wide));
+  }
 }
 
 template <class P, class S>
