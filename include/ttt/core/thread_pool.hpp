@@ -56,18 +56,21 @@ class ThreadPool {
     argument_ = &task;
     count_ = count;
     next_.store(0, std::memory_order_relaxed);
-    busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    inside_.store(kOpen, std::memory_order_release);
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();
     take_tasks();
-    // Workers leave within one task of each other, so waiting here is short.
-    for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; ++spins) pause(spins);
+    // Who has not come by now stays out, so that nobody waits for a thread that sleeps or has no
+    // processor; who is inside leaves within one task.
+    inside_.fetch_sub(kOpen, std::memory_order_relaxed);
+    for (int spins = 0; inside_.load(std::memory_order_acquire) != 0; ++spins) pause(spins);
     taken_.store(false, std::memory_order_release);
   }
 
  private:
   static constexpr int kMost = 1024;
   static constexpr int kSpins = 4000;
+  static constexpr int kOpen = 1 << 30;
 
   static void pause(int spins) {
     if (spins > kSpins) {
@@ -91,17 +94,25 @@ class ThreadPool {
   void work() {
     std::uint32_t seen = 0;
     for (;;) {
-      for (int spins = 0; generation_.load(std::memory_order_acquire) == seen; ++spins) {
+      std::uint32_t now = 0;
+      for (int spins = 0; (now = generation_.load(std::memory_order_acquire)) == seen; ++spins) {
         if (spins < kSpins) {
           pause(spins);
         } else {
           generation_.wait(seen, std::memory_order_acquire);
         }
       }
-      ++seen;
+      seen = now;
       if (stopping_.load(std::memory_order_relaxed)) return;
-      take_tasks();
-      busy_.fetch_sub(1, std::memory_order_release);
+      int inside = inside_.load(std::memory_order_relaxed);
+      while (inside >= kOpen) {
+        if (inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acquire,
+                                          std::memory_order_relaxed)) {
+          take_tasks();
+          inside_.fetch_sub(1, std::memory_order_release);
+          break;
+        }
+      }
     }
   }
 
@@ -118,7 +129,7 @@ class ThreadPool {
   const void* argument_ = nullptr;
   Index count_ = 0;
   alignas(64) std::atomic<Index> next_{0};
-  alignas(64) std::atomic<int> busy_{0};
+  alignas(64) std::atomic<int> inside_{0};  // workers in the loop, plus kOpen while more may come
   alignas(64) std::atomic<std::uint32_t> generation_{0};
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> workers_;
