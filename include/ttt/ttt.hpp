@@ -8,6 +8,7 @@
 #include <ttt/inner/session.hpp>
 #include <ttt/io/byte_tokenizer.hpp>
 #include <ttt/io/load.hpp>
+#include <ttt/io/save.hpp>
 #include <ttt/layers/block.hpp>
 #include <ttt/model/language_model.hpp>
 #include <ttt/model/sampler.hpp>

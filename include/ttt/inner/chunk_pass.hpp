@@ -36,6 +36,7 @@ class ChunkPass {
   /// Scalars of scratch a pass over `rows` tokens needs, measured without allocating any.
   static Index scratch(const Model& model, const B& backend, const Caches& caches, Index rows) {
     const DryRun<B> dry(backend);
+    auto cache = dry.template allocate<Scalar>(caches.size());
     Workspace<DryRun<B>> workspace(dry, std::numeric_limits<Index>::max() / 4);
     auto shapes = model.shapes();
     auto tree = model.template tree<Weight<Scalar>>();
@@ -50,10 +51,10 @@ class ChunkPass {
     const std::span<const Token> tokens(static_cast<const Token*>(nullptr),
                                         static_cast<std::size_t>(rows));
     Context<DryRun<B>> c{dry, workspace};
-    hidden(c, model, tree, tokens, 0, caches, nullptr, true, saved);
-    backward(c, model, tree, saved, tokens, nullptr, nullptr, gradients, caches, nullptr);
+    hidden(c, model, tree, tokens, 0, caches, cache.data(), true, saved);
+    backward(c, model, tree, saved, tokens, nullptr, nullptr, gradients, caches, cache.data());
     workspace.release(0);
-    hidden(c, model, tree, tokens, 0, caches, nullptr, false, saved);
+    hidden(c, model, tree, tokens, 0, caches, cache.data(), false, saved);
     c.make(1, model.config().vocabulary);
     return workspace.peak();
   }

@@ -17,6 +17,7 @@
 #include <ttt/inner/chunk_pass.hpp>
 #include <ttt/inner/inner_loop.hpp>
 #include <ttt/inner/report.hpp>
+#include <ttt/inner/session_file.hpp>
 #include <ttt/inner/state.hpp>
 #include <ttt/model/sampler.hpp>
 #include <ttt/model/weights.hpp>
@@ -197,6 +198,20 @@ class Session {
     return other;
   }
 
+  /// Writes the state to a file that only its owner may read: it holds the pending tokens as they
+  /// are, and keys, values and weights from which much of the text can be guessed. Whole or not at
+  /// all; throws as io::write_safetensors does.
+  void save(const std::string& path) const {
+    detail::save_state(path, backend(), state_, identity());
+  }
+
+  /// Goes back to a saved state. Throws Error when the file cannot be read, FormatError when it is
+  /// damaged or was made by another model, chunk or choice of what learns; then nothing has
+  /// changed.
+  void load(const std::string& path) {
+    adopt(detail::StateReader<B>(path, backend(), identity()).read());
+  }
+
   /// Forgets the document: the model's own weights, an empty window, the seed of the options.
   void reset() { adopt(fresh()); }
 
@@ -214,8 +229,10 @@ class Session {
                       state.marks.size() == state.pending.size() &&
                       state.pending.empty() == (state.counters.tokens == 0) &&
                       state.boundary() >= 0 && state.boundary() % learner_.chunk == 0 &&
+                      (Model::is_windowed || state.counters.tokens <= options_.max_tokens) &&
                       state.evaluated <= static_cast<Index>(state.pending.size());
     if (!fits) detail::fail("session: the state was made by a different model or learner");
+    reserve(state);
     state_ = std::move(state);
     point_tree();
   }
@@ -271,7 +288,24 @@ class Session {
     state.cache = backend().template allocate<Scalar>(state.cache_size);
     backend().fill(Scalar(0), state.cache.data(), state.cache_size);
     state.random = Random{options_.seed};
+    reserve(state);
     return state;
+  }
+
+  /// So that consuming a token allocates nothing.
+  void reserve(State& state) const {
+    state.pending.reserve(static_cast<std::size_t>(learner_.chunk) + 1);
+    state.marks.reserve(static_cast<std::size_t>(learner_.chunk) + 1);
+    state.logits.reserve(static_cast<std::size_t>(weights_.config().vocabulary));
+  }
+
+  detail::StateIdentity identity() const {
+    const CacheShape<Scalar>& caches = plan_.caches;
+    return {model_hash(weights_),
+            learner_.chunk,
+            weights_.config().vocabulary,
+            {caches.blocks, 2, caches.heads, caches.slots, caches.head_dim},
+            {1 + plan_.slots, plan_.learned}};
   }
 
   /// The parameters as this session sees them: the model's, with what it has learned in place.
