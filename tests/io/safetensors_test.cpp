@@ -66,7 +66,7 @@ class Refusal {
  public:
   std::string operator()(std::string_view content) const {
     const std::string path = folder_.file("bad.safetensors", content);
-    const std::string text = thrown<FormatError>([&] { (void)SafeTensors::open(path); });
+    std::string text = thrown<FormatError>([&] { (void)SafeTensors::open(path); });
     CHECK(contains(text, "bad.safetensors: "));
     CHECK(text == thrown<FormatError>([&] { (void)SafeTensors::open(path, Read::Copy); }));
     return text;

@@ -168,8 +168,7 @@ TEST_CASE("safetensors writer: what a reader would refuse is not written") {
   const std::vector<std::byte> bytes(8);
   const auto refused = [&](const std::vector<TensorToWrite>& tensors,
                            const std::map<std::string, std::string>& metadata = {}) {
-    const std::string text =
-        thrown<ttt::Error>([&] { write_safetensors(path, tensors, metadata); });
+    std::string text = thrown<ttt::Error>([&] { write_safetensors(path, tensors, metadata); });
     CHECK(content_of(path) == "old");
     CHECK(folder.count() == 1);
     return text;
@@ -216,7 +215,7 @@ TEST_CASE("safetensors writer: places that cannot be written to") {
   const TemporaryFolder folder;
   const auto refused = [&](const std::string& path) {
     const std::size_t files = folder.count();
-    const std::string text = thrown<ttt::Error>([&] { write_safetensors(path, {}); });
+    std::string text = thrown<ttt::Error>([&] { write_safetensors(path, {}); });
     CHECK(contains(text, path));
     CHECK(folder.count() == files);
     return text;
