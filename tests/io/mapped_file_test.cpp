@@ -78,7 +78,7 @@ TEST_CASE("mapped file: what is not a readable file is refused by name") {
   std::filesystem::create_symlink("nowhere", folder.path("dangling"));
   for (const Read how : {Read::Map, Read::Copy}) {
     const auto refused = [how](const std::string& path) {
-      const std::string text = thrown<ttt::Error>([&] { MappedFile(path, how); });
+      std::string text = thrown<ttt::Error>([&] { MappedFile(path, how); });
       CHECK(contains(text, path));
       return text;
     };
