@@ -198,8 +198,13 @@ inline void head_norm_rope_backward(ThreadPool& pool, View<const S> x, const Nor
   if (norm.eps < 0) return;
   if (!dscale.empty()) {
     for (Index t = 0; t < x.rows; ++t) {
-      for (Index c = 0; c < x.cols; ++c) {
-        dscale(0, c % d) += dx(t, c) * x(t, c) * inverse(t, c / d);
+      for (Index h = 0; h * d < x.cols; ++h) {
+        const S* in = x.row(t) + h * d;
+        const S* out = dx.row(t) + h * d;
+        for_lanes<S>(d, [&]<class P>(Index j) {
+          const P normed = packet::pmul(broadcast<P>(inverse(t, h)), load<P>(in + j));
+          store(dscale.data + j, packet::pmadd(load<P>(out + j), normed, load<P>(dscale.data + j)));
+        });
       }
     }
   }
