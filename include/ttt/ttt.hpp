@@ -11,6 +11,7 @@
 #include <ttt/io/save.hpp>
 #include <ttt/layers/block.hpp>
 #include <ttt/model/language_model.hpp>
+#include <ttt/model/presets.hpp>
 #include <ttt/model/sampler.hpp>
 #include <ttt/model/weights.hpp>
 #include <ttt/version.hpp>

@@ -10,6 +10,7 @@
 
 #include <ttt/backend/concepts.hpp>
 #include <ttt/core/random.hpp>
+#include <ttt/layers/config.hpp>
 #include <ttt/layers/parameters.hpp>
 
 namespace ttt::inline TTT_ABI {
@@ -86,7 +87,7 @@ class Weights {
 /// Fresh parameters: every matrix normal with standard deviation `deviation`, every norm scale one
 /// (the paper's initialisation). Throws when the Config does not fit the type or memory runs out.
 template <class Model, Backend B>
-Weights<Model, B> initialise(const auto& config, const B& backend, std::uint64_t seed,
+Weights<Model, B> initialise(const Config& config, const B& backend, std::uint64_t seed,
                              double deviation = 0.02) {
   using Scalar = typename B::Scalar;
   Model model(config);
