@@ -34,5 +34,6 @@ logged cmake -S "$root" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DTTT_NA
 logged cmake --build "$build" --target read_document
 
 echo "Reading $file ..."
-"$build/examples/read_document" "$root/examples/models/books-byte.safetensors" "$file" "$chart"
+"$build/examples/read_document" --model "$root/examples/models/books-byte.safetensors" \
+  --chart "$chart" "$file"
 echo "The chart is in $chart"
