@@ -413,8 +413,9 @@ class Session {
   Index advance(const Element* tokens, Index left, const std::uint8_t* counts, Scalar* out,
                 Report& report) {
     const auto pending = static_cast<Index>(state_.pending.size());
+    const Index unscored = pending == 0 ? 1 : 0;  // the document's first token
     const Index room = learner_.chunk + 1 - pending;
-    const Index taken = pending == 0 ? std::min<Index>(left, 1) : std::min(left, room);
+    const Index taken = std::min(left, room);
     block_.assign(state_.pending.begin(), state_.pending.end());
     marks_.assign(state_.marks.begin(), state_.marks.end());
     for (Index i = 0; i < taken; ++i) {
@@ -424,14 +425,11 @@ class Session {
       marks_.push_back(static_cast<std::uint8_t>((counted ? State::Counted : 0) |
                                                  (frozen_ ? State::Frozen : 0)));
     }
-    if (pending == 0) {
-      out[0] = std::numeric_limits<Scalar>::quiet_NaN();
-      state_.pending.assign(block_.begin(), block_.end());
-      state_.marks.assign(marks_.begin(), marks_.end());
-    } else if (taken == room) {
-      complete_chunk(out, taken);
+    if (unscored > 0) out[0] = std::numeric_limits<Scalar>::quiet_NaN();
+    if (taken == room) {
+      complete_chunk(out + unscored, taken - unscored);
     } else {
-      extend_chunk(out, taken);
+      extend_chunk(out + unscored, taken - unscored);
     }
     state_.counters.tokens += taken;
     for (Index i = 0; i < taken; ++i) {
@@ -458,7 +456,6 @@ class Session {
       learn = learn && (marks_[i] & State::Frozen) == 0;
     }
     learn = learn && counted > 0;
-    if (learn) own_learned_weights();
     state_.evaluated = 0;  // the block overwrites what was computed piece by piece
     if (learn) {
       const Scalar weight = Scalar(1) / static_cast<Scalar>(counted);
@@ -471,7 +468,10 @@ class Session {
       pass_->score(tree_, state_.cache.data(), block_, position, nll_);
     }
     check_finite(nll_, position);
-    if (learn) take_step();
+    if (learn) {
+      own_learned_weights();
+      take_step();
+    }
     std::copy_n(nll_.data() + (chunk - taken), taken, out);
   }
 
@@ -494,7 +494,7 @@ class Session {
 
   /// Scores the part of the chunk that is there, beginning where the last piece ended.
   void extend_chunk(Scalar* out, Index taken) {
-    const auto pending = static_cast<Index>(state_.pending.size());
+    const auto pending = std::max<Index>(1, static_cast<Index>(state_.pending.size()));
     Index first = state_.evaluated;
     const Index targets_end = pending + taken;  // in block_
     if (first == pending) {
