@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include <csignal>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
@@ -14,6 +13,7 @@
 
 #include <doctest/doctest.h>
 
+#include "limits.hpp"
 #include "temporary.hpp"
 #include <ttt/core/dtype.hpp>
 #include <ttt/io/json.hpp>
@@ -29,6 +29,8 @@ using ttt::io::TensorToWrite;
 using ttt::io::write_safetensors;
 using ttt_test::contains;
 using ttt_test::content_of;
+using ttt_test::FileSizeLimit;
+using ttt_test::OrdinaryUser;
 using ttt_test::TemporaryFolder;
 using ttt_test::thrown;
 
@@ -44,43 +46,6 @@ std::vector<std::byte> noise(std::size_t size, unsigned seed) {
   for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
   return bytes;
 }
-
-/// Sets the limit on the size of files, and puts it back.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) : handler_(std::signal(SIGXFSZ, SIG_IGN)) {
-    ::getrlimit(RLIMIT_FSIZE, &before_);
-    rlimit limit = before_;
-    limit.rlim_cur = bytes;
-    REQUIRE(::setrlimit(RLIMIT_FSIZE, &limit) == 0);
-  }
-  FileSizeLimit(const FileSizeLimit&) = delete;
-  FileSizeLimit& operator=(const FileSizeLimit&) = delete;
-  ~FileSizeLimit() {
-    ::setrlimit(RLIMIT_FSIZE, &before_);
-    std::signal(SIGXFSZ, handler_);
-  }
-
- private:
-  rlimit before_ = {};
-  void (*handler_)(int);
-};
-
-/// Gives root's powers up, where the tests run with them.
-class OrdinaryUser {
- public:
-  OrdinaryUser() {
-    if (was_root_) REQUIRE(::seteuid(65534) == 0);
-  }
-  OrdinaryUser(const OrdinaryUser&) = delete;
-  OrdinaryUser& operator=(const OrdinaryUser&) = delete;
-  ~OrdinaryUser() {
-    if (was_root_ && ::seteuid(0) != 0) std::abort();
-  }
-
- private:
-  bool was_root_ = ::geteuid() == 0;
-};
 
 }  // namespace
 
