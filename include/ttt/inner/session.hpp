@@ -301,9 +301,17 @@ class Session {
 
   detail::StateIdentity identity() const {
     const CacheShape<Scalar>& caches = plan_.caches;
+    io::Hash64 learns;
+    Model::each(
+        [&](const ParameterName& name, const Weight<Scalar>&) {
+          if (learner_.learns(name)) learns.update(to_string(name));
+        },
+        weights_.parameters());
     return {model_hash(weights_),
+            learns.value(),
             learner_.chunk,
             weights_.config().vocabulary,
+            Model::is_windowed ? detail::most_count : options_.max_tokens,
             {caches.blocks, 2, caches.heads, caches.slots, caches.head_dim},
             {1 + plan_.slots, plan_.learned}};
   }

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <ttt/inner/state.hpp>
+#include <ttt/io/config.hpp>
 #include <ttt/io/hash.hpp>
 #include <ttt/io/json.hpp>
 #include <ttt/io/safetensors.hpp>
@@ -22,14 +23,19 @@
 
 namespace ttt::inline TTT_ABI {
 
-/// A hash of every parameter's name, shape, type and bytes, as the weights hold them. Computed when
-/// first asked for (about a second for each few gigabytes) and remembered; not cryptographic.
+/// A hash of the model's configuration, its hint for the chunk aside, and of every parameter's
+/// name, shape, type and bytes, as the weights hold them. Computed when first asked for (about a
+/// second for each few gigabytes) and remembered; not cryptographic.
 template <class WeightsType>
 std::uint64_t model_hash(const WeightsType& weights) {
   return weights.hash([&weights] {
     using Scalar = typename WeightsType::Scalar;
+    using Model = typename WeightsType::Model;
     io::Hash64 hash;
-    WeightsType::Model::each(
+    Config config = weights.config();
+    config.chunk = 0;
+    hash.update(io::write_config<Model>(config).dump());
+    Model::each(
         [&](const ParameterName& name, const Weight<Scalar>& leaf) {
           hash.update(to_string(name));
           hash.update(to_string(leaf.shape()));
@@ -52,14 +58,17 @@ namespace detail {
 /// What has to be the same for a state to fit a session.
 struct StateIdentity {
   std::uint64_t model = 0;
+  std::uint64_t learns = 0;  // a hash of the names
   Index chunk = 0;
   Index vocabulary = 0;
+  Index most_tokens = 0;
   std::vector<Index> cache;    // shape
   std::vector<Index> learned;  // shape, when there is any
 };
 
 inline constexpr std::string_view state_format = "ttt-state";
 inline constexpr std::string_view state_version = "1";
+inline constexpr Index most_count = Index{1} << 60;  // of tokens or steps
 
 inline std::string to_hex(std::uint64_t value) {
   char digits[16];
@@ -95,6 +104,7 @@ void save_state(const std::string& path, const B& backend, const SessionState<B>
   const Counters& counters = state.counters;
   const io::Json json{io::Json::Object({
       {"model", to_hex(identity.model)},
+      {"learns", to_hex(identity.learns)},
       {"chunk", identity.chunk},
       {"tokens", counters.tokens},
       {"inner_steps", counters.inner_steps},
@@ -139,10 +149,14 @@ class StateReader {
     }
     const io::Json json = io::Json::parse(text("state"), file_->path() + ": state");
     if (hex(json, "model") != identity_.model) reject("it was made with a different model");
+    if (hex(json, "learns") != identity_.learns) {
+      reject("it was made with a different choice of what learns");
+    }
     if (count(json, "chunk") != identity_.chunk) reject("it was made with a different chunk");
     SessionState<B> state;
     Counters& counters = state.counters;
     counters.tokens = count(json, "tokens");
+    if (counters.tokens > identity_.most_tokens) reject("its text is longer than max_tokens");
     counters.inner_steps = count(json, "inner_steps");
     counters.skipped_steps = count(json, "skipped_steps");
     counters.clipped_steps = count(json, "clipped_steps");
@@ -154,8 +168,9 @@ class StateReader {
     const Index chunk = identity_.chunk;
     const Index chunks = counters.tokens > 0 ? (counters.tokens - 1) / chunk : 0;
     const Index pending = counters.tokens > 0 ? counters.tokens - chunks * chunk : 0;
-    if (counters.inner_steps > chunks || counters.skipped_steps > chunks - counters.inner_steps ||
-        counters.clipped_steps > counters.inner_steps) {
+    const Index steps = counters.inner_steps + counters.skipped_steps;
+    if (steps > chunks || counters.clipped_steps > counters.inner_steps ||
+        counters.gradient_norm < 0 || (steps == 0 && counters.gradient_norm > 0)) {
       reject("its counters contradict each other");
     }
     state.pending.resize(static_cast<std::size_t>(pending));
@@ -192,7 +207,7 @@ class StateReader {
   Index count(const io::Json& json, const char* key) const {
     const std::string what = file_->path() + ": " + key;
     const std::int64_t value = json.at(key, file_->path()).integer(what);
-    if (value < 0 || value > (std::int64_t{1} << 60)) reject(std::string(key) + " is out of range");
+    if (value < 0 || value > most_count) reject(std::string(key) + " is out of range");
     return static_cast<Index>(value);
   }
   const io::TensorInfo& tensor(const char* name, const std::vector<Index>& shape) const {

@@ -156,5 +156,33 @@ Config read_config(const Json& json, std::string_view what) {
   return config;
 }
 
+/// The configuration schema of a model: what read_config() reads.
+template <class Model>
+Json write_config(const Config& config) {
+  using Block = typename Model::PrefixBlock;
+  std::vector<Json::Member> members = {
+      {"vocab_size", config.vocabulary},
+      {"hidden_size", config.width},
+      {"intermediate_size", config.hidden},
+      {"num_hidden_layers", config.prefix_blocks + config.suffix_blocks},
+      {"suffix_len", config.suffix_blocks},
+      {"prime", Model::has_dynamic},
+      {"num_attention_heads", config.heads},
+      {"num_key_value_heads", config.key_heads},
+      {"head_dim", config.head_dim},
+      {"seq_modeling_block", Model::is_windowed ? "SWA" : "self_attention"},
+      {"rope_theta", config.rope_base},
+      {"rope_layout",
+       Block::Attention::rope_layout == RopeLayout::Interleaved ? "interleaved" : "half_split"},
+      {"rms_norm_eps", config.eps},
+      {"tie_word_embeddings", Model::has_tied_head},
+      {"qk_norm", Block::Attention::has_qk_norm},
+      {"pre_norm", true},
+      {"post_norm", Block::has_post_norm}};
+  if (Model::is_windowed) members.emplace_back("sliding_window_size", config.window);
+  if (config.chunk > 0) members.emplace_back("mini_batch_size", config.chunk);
+  return Json(Json::Object(std::move(members)));
+}
+
 }  // namespace io
 }  // namespace ttt::inline TTT_ABI
