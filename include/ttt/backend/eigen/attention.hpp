@@ -199,12 +199,9 @@ inline void attention_row(const S* q, Cache<const S> keys, Cache<const S> values
     for (Index i = 0; i < count; ++i) total += scores[i];
     sum = sum * shrink + total;
     for_lanes<S>(d, [&]<class P>(Index j) {
-      P value = packet::pmul(broadcast<P>(shrink), load<P>(out + j));
-      for (Index i = 0; i < count; ++i) {
-        value = packet::pmadd(broadcast<P>(scores[i]), load<P>(v + i * d + j), value);
-      }
-      store(out + j, value);
+      store(out + j, packet::pmul(broadcast<P>(shrink), load<P>(out + j)));
     });
+    thin_columns<1>(d, count, Left<S>{scores, 0, 1}, v, d, out, d, Write::Add);
   });
   for (Index j = 0; j < d; ++j) o[j] = out[j] / sum;
   if (lse != nullptr) *lse = most + std::log(sum);

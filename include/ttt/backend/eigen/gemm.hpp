@@ -168,29 +168,39 @@ inline void wide_product(ThreadPool& pool, Left<S> a, const Weight<S>& b, View<S
 /// The most rows for which reading the weight once, unpacked, is the cheaper way.
 inline constexpr Index thin_rows = 2;
 
-/// y (+)= x · w for Rows <= thin_rows rows, w stored [in, out]: the weight streams past once.
+/// c (+)= a · b for a few rows: b streams past once, as many packets of its columns at a time as
+/// fit, then half as many, down to scalars.
+template <int Rows, int Packets = 8 / Rows, class S, class Element>
+TTT_INLINE void thin_columns(Index cols, Index depth, Left<S> a, const Element* b, Index b_stride,
+                             S* c, Index c_stride, Write write) {
+  Index j = 0;
+  for (; j + Packets * lanes<S> <= cols; j += Packets * lanes<S>) {
+    register_tile<Rows, Packets>(depth, a, b + j, b_stride, c + j, c_stride, write);
+  }
+  if constexpr (Packets > 1) {
+    thin_columns<Rows, Packets / 2>(cols - j, depth, a, b + j, b_stride, c + j, c_stride, write);
+  } else {
+    for (; j < cols; ++j) {
+      for (Index t = 0; t < Rows; ++t) {
+        S sum = write == Write::Add ? c[t * c_stride + j] : S(0);
+        for (Index k = 0; k < depth; ++k) {
+          sum += a.data[t * a.row + k * a.depth] * static_cast<S>(b[k * b_stride + j]);
+        }
+        c[t * c_stride + j] = sum;
+      }
+    }
+  }
+}
+
+/// y (+)= x · w for Rows <= thin_rows rows, w stored [in, out].
 template <int Rows, class S, class Element>
 inline void thin_product(ThreadPool& pool, View<const S> x, View<const Element> w, View<S> y,
                          Write write) {
-  constexpr int packets = 8 / Rows;
-  constexpr Index block = 64 * lanes<S> / 8;
-  const Left<S> left{x.data, x.stride, 1};
+  constexpr Index block = 8 * lanes<S>;
   pool.run((y.cols + block - 1) / block, [&](Index task) {
-    const Index end = std::min(y.cols, (task + 1) * block);
-    Index j = task * block;
-    for (; j + packets * lanes<S> <= end; j += packets * lanes<S>) {
-      register_tile<Rows, packets>(w.rows, left, w.data + j, w.stride, &y(0, j), y.stride, write);
-    }
-    for (; j + lanes<S> <= end; j += lanes<S>) {
-      register_tile<Rows, 1>(w.rows, left, w.data + j, w.stride, &y(0, j), y.stride, write);
-    }
-    for (; j < end; ++j) {
-      for (Index t = 0; t < Rows; ++t) {
-        S sum = write == Write::Add ? y(t, j) : S(0);
-        for (Index k = 0; k < w.rows; ++k) sum += x(t, k) * static_cast<S>(w(k, j));
-        y(t, j) = sum;
-      }
-    }
+    const Index j = task * block;
+    thin_columns<Rows>(std::min(block, y.cols - j), w.rows, Left<S>{x.data, x.stride, 1},
+                       w.data + j, w.stride, &y(0, j), y.stride, write);
   });
 }
 
