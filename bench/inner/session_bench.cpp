@@ -23,14 +23,14 @@ double seconds(const auto& work) {
 }
 
 template <class Model>
-void read(benchmark::State& state, Preset<Model> preset, bool learning) {
+void read(benchmark::State& state, Preset<Model> preset, Index chunks, bool learning = true) {
   const Cpu& cpu = machine<Cpu>();
   const auto weights = initialise(preset, cpu, 1);
   const Index chunk = preset.config.chunk;
   Session session(weights, InnerLoop<Sgd>{.chunk = chunk});
   if (!learning) session.freeze();
   skip_to(session, weights.config().window + chunk);
-  const auto text = tokens(4 * chunk, preset.config.vocabulary);
+  const auto text = tokens(chunks * chunk, preset.config.vocabulary);
   constexpr Eigen::Index n = 1024;
   const Eigen::MatrixXf a = Eigen::MatrixXf::Random(n, n), b = Eigen::MatrixXf::Random(n, n);
   Eigen::MatrixXf c(n, n);
@@ -96,12 +96,12 @@ void decode(benchmark::State& state, Preset<Model> preset) {
       summing * bytes_read / (decoding * static_cast<double>(blocks * block) * sizeof(float));
 }
 
-BENCHMARK_CAPTURE(read, S, small, true)->Name("read/S")->UseManualTime();
-BENCHMARK_CAPTURE(read, S_frozen, small, false)->Name("read_frozen/S")->UseManualTime();
-BENCHMARK_CAPTURE(read, books_byte, presets::books_byte, true)
+BENCHMARK_CAPTURE(read, S, small, 4)->Name("read/S")->UseManualTime();
+BENCHMARK_CAPTURE(read, S_frozen, small, 4, false)->Name("read_frozen/S")->UseManualTime();
+BENCHMARK_CAPTURE(read, books_byte, presets::books_byte, 4)
     ->Name("read/books_byte")
     ->UseManualTime();
-BENCHMARK_CAPTURE(read, e2e_125m, presets::e2e_125m, true)
+BENCHMARK_CAPTURE(read, e2e_125m, presets::e2e_125m, 1)
     ->Name("read/125m")
     ->UseManualTime()
     ->Unit(benchmark::kMillisecond)
