@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: MIT
 // Every primitive of eigen::Backend against the reference in double, at sizes on both sides of each
 // packet, panel and tile, between guards, on one, two and three threads.
+#include <atomic>
 #include <cmath>
 #include <initializer_list>
 #include <limits>
 #include <support/equivalence.hpp>
 #include <support/matrix.hpp>
 #include <support/random.hpp>
+#include <thread>
+#include <vector>
 
 #include <doctest/doctest.h>
 
@@ -79,6 +82,27 @@ TEST_CASE_TEMPLATE("matmul: every form of weight", S, float, double) {
       }
     }
   });
+}
+
+TEST_CASE_TEMPLATE("widen", S, float, double) {
+  Random random{20};
+  for (const bool transposed : {false, true}) {
+    for (const bool narrow : {false, true}) {
+      const StoredWeight<S> w(random, {7, 33}, transposed, narrow, 3);
+      check_equivalent<S>([&](const auto& b) {
+        using T = ScalarOf<std::decay_t<decltype(b)>>;
+        auto out = Matrix<T>::output(7, 33, 2), product = out;
+        auto identity = Matrix<T>::output(7, 7);
+        b.fill(T(0), identity.view().data, 49);
+        for (Index i = 0; i < 7; ++i) identity(i, i) = 1;
+        const auto weight = w.template as<T>();
+        b.widen(weight.weight(), out.view());
+        b.matmul(identity.view(), weight.weight(), product.view(), Write::Replace);
+        CHECK(out.same_bits(product));
+        return results(std::move(out));
+      });
+    }
+  }
 }
 
 TEST_CASE_TEMPLATE("matmul_gradient", S, float, double) {
@@ -467,6 +491,25 @@ TEST_CASE_TEMPLATE("flat vectors", S, float, double) {
     CHECK(got == machines<S>()[1].sum_of_squares(x.view().data, size));
     CHECK(got == machines<S>()[2].sum_of_squares(x.view().data, size));
   }
+}
+
+TEST_CASE("threads may share a backend: each gets the bits it would get alone") {
+  Random random{21};
+  const AttentionInputs<float> inputs(random, 70, {4, 2, 16, 50, 60}, 0);
+  const eigen::Backend<float> backend(2);
+  const auto alone = inputs.run(backend);
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i) {
+    threads.emplace_back([&] {
+      for (int turn = 0; turn < 10; ++turn) {
+        const auto all = inputs.run(backend);
+        for (std::size_t k = 0; k < all.size(); ++k) wrong += !all[k].same_bits(alone[k]);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(wrong == 0);
 }
 
 // A number that is not one must never be hidden: the caller's only sign of trouble is the score.

@@ -22,12 +22,22 @@ class FunctionRef<Result(Arguments...)> {
 
   template <class F>
   requires(!std::is_same_v<std::remove_cvref_t<F>, FunctionRef> &&
+           !std::is_function_v<std::remove_reference_t<F>> &&
            std::is_invocable_r_v<Result, F&, Arguments...>) FunctionRef(F&& f)
       : object_(const_cast<void*>(static_cast<const void*>(std::addressof(f)))),
         call_([](void* object, Arguments... arguments) -> Result {
-          return (*static_cast<std::remove_reference_t<F>*>(object))(
-              std::forward<Arguments>(arguments)...);
+          return static_cast<Result>((*static_cast<std::remove_reference_t<F>*>(object))(
+              std::forward<Arguments>(arguments)...));
         }) {}
+
+  /// A plain function, which is no object to point to.
+  FunctionRef(Result (*f)(Arguments...)) : object_(reinterpret_cast<void*>(f)) {
+    if (f == nullptr) return;
+    call_ = [](void* object, Arguments... arguments) -> Result {
+      return reinterpret_cast<Result (*)(Arguments...)>(object)(
+          std::forward<Arguments>(arguments)...);
+    };
+  }
 
   explicit operator bool() const { return call_ != nullptr; }
   Result operator()(Arguments... arguments) const {
