@@ -223,14 +223,16 @@ class Session {
   /// Replaces the state by one made elsewhere (a file). Throws Error unless its sizes are this
   /// session's; then nothing has changed.
   void adopt(State state) {
+    const auto pending = static_cast<Index>(state.pending.size());
+    const bool has_logits = static_cast<Index>(state.logits.size()) == weights_.config().vocabulary;
     const bool fits = state.cache_size == plan_.caches.size() &&
                       (state.learned_size == 0 || state.learned_size == learned_size()) &&
-                      static_cast<Index>(state.pending.size()) <= learner_.chunk &&
-                      state.marks.size() == state.pending.size() &&
+                      pending <= learner_.chunk && state.marks.size() == state.pending.size() &&
                       state.pending.empty() == (state.counters.tokens == 0) &&
                       state.boundary() >= 0 && state.boundary() % learner_.chunk == 0 &&
                       (Model::is_windowed || state.counters.tokens <= options_.max_tokens) &&
-                      state.evaluated <= static_cast<Index>(state.pending.size());
+                      state.evaluated >= 0 && state.evaluated <= pending &&
+                      (state.evaluated < pending || pending == 0 || has_logits);
     if (!fits) detail::fail("session: the state was made by a different model or learner");
     reserve(state);
     state_ = std::move(state);
