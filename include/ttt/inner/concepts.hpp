@@ -50,8 +50,9 @@ struct Step {
   bool clipped = false;
 };
 
-/// A learner says how long a chunk is, which parameters learn, which targets never count, and what
-/// happens to those parameters when a chunk completes.
+/// A learner says how long a chunk is, which of the suffix's MLPs learn (a session refuses it if it
+/// asks for anything else), which targets never count, and what happens to those parameters when a
+/// chunk completes.
 template <class L, class B>
 concept Learner = requires(const L& learner, const B& backend, const ParameterName& name,
                            Token token, Update<typename B::Scalar> update) {

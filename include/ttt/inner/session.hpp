@@ -140,7 +140,9 @@ class Session {
                     std::span(state_.pending).subspan(static_cast<std::size_t>(first)),
                     state_.boundary() + first, state_.logits);
       for (const Scalar logit : state_.logits) {
-        if (!std::isfinite(logit)) detail::fail<NonFiniteError>("logits: one is not finite");
+        if (std::isfinite(logit)) continue;
+        forget_keys();
+        detail::fail<NonFiniteError>("logits: one is not finite");
       }
       state_.evaluated = pending;
     }
@@ -156,8 +158,8 @@ class Session {
     static_assert(Sampler<S>,
                   "ttt: the sampler lacks Token operator()(std::span<float>, Random&) const; see "
                   "docs/concepts.md#sampler");
-    if (!(options.repetition_penalty > 0)) {
-      detail::fail("generate: repetition_penalty must be positive");
+    if (!(options.repetition_penalty > 0) || !std::isfinite(options.repetition_penalty)) {
+      detail::fail("generate: repetition_penalty must be positive and finite");
     }
     if (count < 0) detail::fail("generate: the count must not be negative");
     if (state_.pending.empty()) detail::fail("generate: read at least one token first");
@@ -225,14 +227,19 @@ class Session {
   void adopt(State state) {
     const auto pending = static_cast<Index>(state.pending.size());
     const bool has_logits = static_cast<Index>(state.logits.size()) == weights_.config().vocabulary;
-    const bool fits = state.cache_size == plan_.caches.size() &&
-                      (state.learned_size == 0 || state.learned_size == learned_size()) &&
-                      pending <= learner_.chunk && state.marks.size() == state.pending.size() &&
-                      state.pending.empty() == (state.counters.tokens == 0) &&
-                      state.boundary() >= 0 && state.boundary() % learner_.chunk == 0 &&
-                      (Model::is_windowed || state.counters.tokens <= options_.max_tokens) &&
-                      state.evaluated >= 0 && state.evaluated <= pending &&
-                      (state.evaluated < pending || pending == 0 || has_logits);
+    const bool fits =
+        state.cache_size == plan_.caches.size() &&
+        (state.learned_size == 0 || state.learned_size == learned_size()) &&
+        pending <= learner_.chunk &&
+        std::ranges::all_of(
+            state.pending,
+            [this](Token token) { return token >= 0 && token < weights_.config().vocabulary; }) &&
+        state.marks.size() == state.pending.size() &&
+        state.pending.empty() == (state.counters.tokens == 0) && state.counters.tokens >= pending &&
+        state.boundary() % learner_.chunk == 0 &&
+        (Model::is_windowed || state.counters.tokens <= options_.max_tokens) &&
+        state.evaluated >= 0 && state.evaluated <= pending &&
+        (state.evaluated < pending || pending == 0 || has_logits);
     if (!fits) detail::fail("session: the state was made by a different model or learner");
     reserve(state);
     state_ = std::move(state);
@@ -264,16 +271,22 @@ class Session {
         detail::fail("session: a model with full attention needs SessionOptions::max_tokens");
       }
       const Index reach = Model::is_windowed ? model.window() - 1 + chunk : options.max_tokens;
+      const Index slot = 2 * model.blocks() * config.key_heads * config.head_dim;
+      if (reach > detail::most_elements / slot - chunk) {
+        detail::fail("session: out of memory: the window is too large to address");
+      }
       caches = {model.blocks(), config.key_heads, (reach + chunk - 1) / chunk * chunk,
                 config.head_dim};
-      const double size = 2.0 * static_cast<double>(caches.blocks) *
-                          static_cast<double>(caches.heads) * static_cast<double>(caches.slots) *
-                          static_cast<double>(caches.head_dim);
-      if (size > 0x1p56) detail::fail("session: out of memory: the window is too large to address");
       auto shapes = model.shapes();
       Model::each(
           [&](const ParameterName& name, const Shape& shape) {
-            if (learner.learns(name)) learned += shape.size();
+            if (!learner.learns(name)) return;
+            const bool is_mlp = name.role == Role::Mlp || name.role == Role::DynamicMlp;
+            if (!is_mlp || name.suffix_block < 0) {
+              detail::fail("session: the learner asks for " + to_string(name) +
+                           ", but only the MLPs of the suffix can learn at test time");
+            }
+            learned += shape.size();
           },
           shapes);
       if (learned == 0 && !std::is_same_v<LearnerType, NoLearning>) {
@@ -536,14 +549,27 @@ class Session {
                                static_cast<double>(logits[static_cast<std::size_t>(token)]));
   }
 
-  static void check_finite(std::span<const Scalar> nll, Index position) {
+  void check_finite(std::span<const Scalar> nll, Index position) {
     for (std::size_t i = 0; i < nll.size(); ++i) {
-      if (!std::isfinite(nll[i])) {
-        detail::fail<NonFiniteError>("read: the score of the token at position " +
-                                     std::to_string(position + static_cast<Index>(i) + 1) +
-                                     " is not a finite number");
-      }
+      if (std::isfinite(nll[i])) continue;
+      forget_keys();
+      detail::fail<NonFiniteError>("read: the score of the token at position " +
+                                   std::to_string(position + static_cast<Index>(i) + 1) +
+                                   " is not a finite number");
     }
+  }
+
+  /// Clears the keys and values of the unfinished chunk, where a failure may have left numbers that
+  /// are not finite: nobody would look at them again, but a saved state must not hold any.
+  void forget_keys() {
+    const CacheShape<Scalar>& caches = plan_.caches;
+    const Index first = state_.boundary() % caches.slots;
+    for (Index row = 0; row < 2 * caches.blocks * caches.heads; ++row) {
+      backend().fill(Scalar(0),
+                     state_.cache.data() + (row * caches.slots + first) * caches.head_dim,
+                     learner_.chunk * caches.head_dim);
+    }
+    state_.evaluated = 0;
   }
 
   static void penalise(std::span<const Token> made, float penalty, std::span<float> logits) {
