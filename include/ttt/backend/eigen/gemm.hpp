@@ -23,6 +23,11 @@ inline constexpr Index panel_cols = 2 * lanes<S>;
 inline constexpr Index tile_rows = many_registers ? 8 : 6;
 inline constexpr Index panel_depth = 256;
 
+/// The most rows for which reading the right operand once, unpacked, is the cheaper way, and how
+/// far ahead it is fetched.
+inline constexpr Index thin_rows = 2;
+inline constexpr Index prefetch_rows = 16;
+
 /// A left operand: element (i, k) is data[i * row + k * depth].
 template <class S>
 struct Left {
@@ -48,7 +53,12 @@ TTT_INLINE void register_tile(Index depth, Left<S> a, const Element* b, Index b_
   for (Index k = 0; k < depth; ++k) {
     P right[Packets];
 #pragma GCC unroll 8
-    for (int j = 0; j < Packets; ++j) right[j] = load<P>(b + k * b_stride + j * n);
+    for (int j = 0; j < Packets; ++j) {
+      const Element* from = b + k * b_stride + j * n;
+      // Few rows read a strided operand once, from memory: no hardware prefetcher follows it.
+      if constexpr (Rows <= thin_rows) __builtin_prefetch(from + prefetch_rows * b_stride);
+      right[j] = load<P>(from);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) {
       const P left = broadcast<P>(a.data[i * a.row + k * a.depth]);
@@ -164,9 +174,6 @@ inline void wide_product(ThreadPool& pool, Left<S> a, const Weight<S>& b, View<S
     });
   });
 }
-
-/// The most rows for which reading the weight once, unpacked, is the cheaper way.
-inline constexpr Index thin_rows = 2;
 
 /// c (+)= a · b for a few rows: b streams past once, as many packets of its columns at a time as
 /// fit, then half as many, down to scalars.
