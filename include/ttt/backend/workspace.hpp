@@ -24,7 +24,7 @@ class Workspace {
   View<Scalar> matrix(Index rows, Index cols) {
     const Index size = (rows * cols + kAlignment - 1) / kAlignment * kAlignment;
     if (size > capacity_ - used_)
-      detail::fail("internal error: the workspace was measured too small");
+      detail::fail("out of memory: the workspace has no room for " + to_string(Shape{rows, cols}));
     const View<Scalar> view(buffer_.data() + used_, rows, cols);
     used_ += size;
     peak_ = std::max(peak_, used_);

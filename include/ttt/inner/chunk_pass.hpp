@@ -37,7 +37,7 @@ class ChunkPass {
   static Index scratch(const Model& model, const B& backend, const Caches& caches, Index rows) {
     const DryRun<B> dry(backend);
     auto cache = dry.template allocate<Scalar>(caches.size());
-    Workspace<DryRun<B>> workspace(dry, std::numeric_limits<Index>::max() / 4);
+    Workspace<DryRun<B>> workspace(dry, detail::most_elements);
     auto shapes = model.shapes();
     auto tree = model.template tree<Weight<Scalar>>();
     Model::each(

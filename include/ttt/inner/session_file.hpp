@@ -186,7 +186,7 @@ class StateReader {
     state.cache = numbers("cache", identity_.cache, state.cache_size);
     if (file_->find("learned") != nullptr) {
       state.learned = numbers("learned", identity_.learned, state.learned_size);
-    } else if (counters.inner_steps > 0) {
+    } else if (steps > 0) {
       reject("what it has learned is missing");
     }
     return state;

@@ -48,6 +48,10 @@ struct Extent<dynamic> {
 
 namespace detail {
 
+/// The most elements of anything that is allocated: beyond every memory, and far enough from
+/// overflow that a few of them can be added up and counted in bytes.
+inline constexpr Index most_elements = Index{1} << 50;
+
 /// Throws unless `got` is positive. `what` is the Config's member.
 inline void check_positive(const char* what, double got) {
   if (!(got > 0) || !std::isfinite(got)) {
@@ -78,6 +82,7 @@ inline Config complete(Config config) {
   check_positive("rope_base", config.rope_base);
   check_positive("eps", config.eps);
   constexpr Index most = Index{1} << 30;  // so that products of two sizes cannot overflow
+  constexpr Index most_head_dim = Index{1} << 16;
   for (Index size : {config.vocabulary, config.width, config.heads, config.key_heads,
                      config.head_dim, config.hidden, config.window, config.chunk}) {
     if (size < 0 || size > most) fail("Config: a size is negative or beyond 2^30");
@@ -87,6 +92,8 @@ inline Config complete(Config config) {
     if (config.width % config.heads != 0) fail("Config: width is not a multiple of heads");
     config.head_dim = config.width / config.heads;
   }
+  if (config.head_dim > most_head_dim) fail("Config: head_dim is beyond 2^16");
+  if (config.heads * config.head_dim > most) fail("Config: heads * head_dim is beyond 2^30");
   if (config.heads % config.key_heads != 0) fail("Config: heads is not a multiple of key_heads");
   if (config.head_dim % 2 != 0) fail("Config: head_dim is odd, but RoPE turns pairs");
   return config;

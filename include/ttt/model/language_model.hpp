@@ -101,10 +101,20 @@ class LanguageModel {
     Positions<Tensor> positions;
   };
 
-  /// Throws when the Config lacks a size or disagrees with the type.
+  /// Throws when the Config lacks a size, disagrees with the type or asks for the impossible.
   explicit LanguageModel(const Config& config)
       : config_(with_depths(detail::complete(config))), prefix_(config_), suffix_(config_) {
     config_.window = is_windowed ? window() : 0;
+    double parameters = 0;
+    auto sizes = shapes();
+    each(
+        [&](const ParameterName&, const Shape& shape) {
+          parameters += static_cast<double>(shape.rows) * static_cast<double>(shape.cols);
+        },
+        sizes);
+    if (parameters > static_cast<double>(detail::most_elements)) {
+      detail::fail("Config: the model has more parameters than fit any memory");
+    }
     for (Index i = 0; i < config_.head_dim / 2; ++i) {
       frequencies_.push_back(
           std::pow(config_.rope_base,
