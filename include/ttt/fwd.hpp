@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Forward declarations, and the value that means "known only at run time".
+/// The few names everything else is written in: sizes, tokens, and "known only at run time".
 #pragma once
 
 #include <cstddef>

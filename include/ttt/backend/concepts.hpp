@@ -77,6 +77,7 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   typename B::template Buffer<Token>;
   // Memory.
   { B::is_host } -> std::convertible_to<bool>;
+  { B::most_head_dim } -> std::convertible_to<Index>;
   { b.template allocate<typename B::Scalar>(n).data() } -> std::same_as<typename B::Scalar*>;
   b.to_device(flat, flat_out, n);
   b.to_host(flat, flat_out, n);

@@ -9,6 +9,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include <ttt/core/error.hpp>
 #include <ttt/fwd.hpp>
 
@@ -25,7 +29,7 @@ class ThreadPool {
   /// `threads` counts the calling thread; 0 means one for each processor this process may use.
   explicit ThreadPool(int threads = 0) {
     if (threads < 0) detail::fail("ThreadPool: the number of threads must not be negative");
-    if (threads == 0) threads = static_cast<int>(std::thread::hardware_concurrency());
+    if (threads == 0) threads = processors();
     if (threads > kMost) threads = kMost;
     try {
       for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
@@ -71,6 +75,15 @@ class ThreadPool {
   static constexpr int kMost = 1024;
   static constexpr int kSpins = 4000;
   static constexpr int kOpen = 1 << 30;
+
+  /// Processors this process may run on, which can be fewer than the machine has.
+  static int processors() {
+#if defined(__linux__)
+    cpu_set_t mine;
+    if (::sched_getaffinity(0, sizeof mine, &mine) == 0) return CPU_COUNT(&mine);
+#endif
+    return static_cast<int>(std::thread::hardware_concurrency());
+  }
 
   static void pause(int spins) {
     if (spins > kSpins) {

@@ -16,8 +16,9 @@
 
 namespace ttt::inline TTT_ABI {
 
-/// A read that failed after some of its tokens had been consumed. The session stands at the chunk
-/// boundary behind them; the failure itself is the nested exception.
+/// A read that failed after some of its tokens had been consumed. The session stands where reading
+/// just these would have left it: at a chunk boundary, unless all were read and only the last call
+/// of `progress` failed. The failure itself is the nested exception.
 class ReadError : public Error {
  public:
   ReadError(const std::string& what, Index consumed_) : Error(what), consumed(consumed_) {}
@@ -55,7 +56,7 @@ struct GenerateOptions {
   float repetition_penalty = 1.0f;          // divides positive logits of what this call produced
                                             // already, multiplies negative ones (arXiv 1909.05858)
   std::optional<std::uint64_t> seed = {};   // restarts the session's random numbers
-  FunctionRef<void(Token)> on_token = {};   // after each token is consumed
+  FunctionRef<void(Token)> on_token = {};   // after each token that is returned, once consumed
   std::stop_token stop = {};
 };
 

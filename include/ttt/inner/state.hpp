@@ -18,7 +18,7 @@ struct Counters {
   Index inner_steps = 0;    // steps taken
   Index skipped_steps = 0;  // chunks whose gradient was not finite
   Index clipped_steps = 0;
-  double gradient_norm = 0;  // of the last completed chunk that was learned from, before clipping
+  double gradient_norm = 0;  // of the last chunk with a gradient, before clipping
 
   friend bool operator==(const Counters&, const Counters&) = default;
 };

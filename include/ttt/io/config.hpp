@@ -35,8 +35,9 @@ class SchemaReader {
     return json_.at(key, what_).is_integer() && json_.at(key, what_).integer() == 0 ? 0 : size(key);
   }
   double number(std::string_view key) const { return json_.at(key, what_).number(named(key)); }
+  bool flag(std::string_view key) const { return json_.at(key, what_).boolean(named(key)); }
   bool flag_or(std::string_view key, bool otherwise) const {
-    return has(key) ? json_.at(key, what_).boolean(named(key)) : otherwise;
+    return has(key) ? flag(key) : otherwise;
   }
   std::string text(std::string_view key) const { return json_.at(key, what_).string(named(key)); }
   bool has(std::string_view key) const {
@@ -89,8 +90,8 @@ namespace io {
 /// ("interleaved": the format knew no other), and qk_norm, pre_norm, post_norm, which the type
 /// decides and which are compared where they are given. Other members are ignored.
 ///
-/// Throws FormatError, opening with `what`, when a member is missing or of the wrong kind; one that
-/// lists every difference between file and type; Error when sizes do not fit together.
+/// Throws FormatError, opening with `what`, when a member is missing or of the wrong kind or sizes
+/// do not fit together, and one that lists every difference between file and type.
 template <class Model>
 Config read_config(const Json& json, std::string_view what) {
   using Prefix = typename Model::PrefixBlock;
@@ -108,6 +109,9 @@ Config read_config(const Json& json, std::string_view what) {
   config.chunk = read.size_or("mini_batch_size", 0);
   const Index blocks = read.size("num_hidden_layers");
   config.suffix_blocks = read.has("suffix_len") ? read.count("suffix_len") : 0;
+  if (config.suffix_blocks > blocks) {
+    detail::fail<FormatError>(read.named("suffix_len") + ": is more than num_hidden_layers");
+  }
   config.prefix_blocks = blocks - config.suffix_blocks;
 
   detail::Differences differences;
@@ -136,7 +140,7 @@ Config read_config(const Json& json, std::string_view what) {
   if (config.suffix_blocks > 0) {
     differences.compare("prime (dynamic MLPs)", read.flag_or("prime", false), Model::has_dynamic);
   }
-  differences.compare("tie_word_embeddings", read.flag_or("tie_word_embeddings", false),
+  differences.compare("tie_word_embeddings", read.flag("tie_word_embeddings"),
                       Model::has_tied_head);
   differences.compare("pre_norm", read.flag_or("pre_norm", true), true);
   const auto layout = [](RopeLayout l) {
@@ -153,6 +157,11 @@ Config read_config(const Json& json, std::string_view what) {
   if (config.prefix_blocks > 0) compare_block.template operator()<Prefix>();
   if (config.suffix_blocks > 0) compare_block.template operator()<Suffix>();
   differences.throw_if_any(what);
+  try {
+    const Model model(config);
+  } catch (const Error& error) {
+    detail::fail<FormatError>(std::string(what) + ": makes no model: " + error.what());
+  }
   return config;
 }
 

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The weights that learn: a session's own copy of them, their gradient, and the step.
+#pragma once
+
+#include <utility>
+
+#include <ttt/inner/plan.hpp>
+#include <ttt/inner/state.hpp>
+
+namespace ttt::inline TTT_ABI {
+namespace detail {
+
+/// Shows a model's parameters as one session sees them: the model's own, with what the session's
+/// state has learned in their place. Flat memory behind, trees of views in front.
+template <class WeightsType, class LearnerType>
+class FastWeights {
+ public:
+  using Model = typename WeightsType::Model;
+  using B = typename WeightsType::BackendType;
+  using Scalar = typename B::Scalar;
+  using State = SessionState<B>;
+  using Plan = SessionPlan<WeightsType, LearnerType>;
+  using Tree = typename ChunkPass<Model, B>::Tree;
+  using Gradients = typename ChunkPass<Model, B>::Gradients;
+
+  /// Takes memory for the gradient; throws Error when there is none.
+  FastWeights(const WeightsType& weights, const LearnerType& learner, const Plan& plan)
+      : gradient_(weights.backend().template allocate<Scalar>(plan.learned)),
+        gradients_(weights.model().template tree<View<Scalar>>()),
+        tree_(weights.parameters()) {
+    auto shapes = weights.model().shapes();
+    Index at = 0;
+    Model::each(
+        [&](const ParameterName& name, const Shape& shape, View<Scalar>& leaf) {
+          if (!learner.learns(name)) return;
+          leaf = View<Scalar>(gradient_.data() + at, shape.rows, shape.cols);
+          at += shape.size();
+        },
+        shapes, gradients_);
+  }
+
+  const Tree& tree() const { return tree_; }
+  const Gradients& gradients() const { return gradients_; }
+
+  /// Points the tree at what `state` has learned.
+  void show(const WeightsType& weights, const LearnerType& learner, const State& state) {
+    tree_ = weights.parameters();
+    if (state.learned_size == 0) return;
+    Index at = 0;
+    Model::each(
+        [&](const ParameterName& name, Weight<Scalar>& leaf) {
+          if (!learner.learns(name)) return;
+          leaf = View<const Scalar>(state.learned.data() + at, leaf.rows, leaf.cols);
+          at += leaf.shape().size();
+        },
+        tree_);
+  }
+
+  /// Gives the state its own copy of what will learn, unless it has one. Throws Error when memory
+  /// runs out; then nothing has changed.
+  void own(const WeightsType& weights, const LearnerType& learner, const Plan& plan, State& state) {
+    if (state.learned_size > 0) return;
+    const B& backend = weights.backend();
+    auto learned = backend.template allocate<Scalar>(plan.learned_size());
+    Index at = 0;
+    Model::each(
+        [&](const ParameterName& name, const Weight<Scalar>& leaf) {
+          if (!learner.learns(name)) return;
+          backend.widen(leaf, View<Scalar>(learned.data() + at, leaf.rows, leaf.cols));
+          at += leaf.shape().size();
+        },
+        tree_);
+    backend.fill(Scalar(0), learned.data() + at, plan.learned_size() - at);
+    state.learned = std::move(learned);
+    state.learned_size = plan.learned_size();
+    show(weights, learner, state);
+  }
+
+  /// One step of the learner along the gradient, and its entry in the counters.
+  void step(const WeightsType& weights, const LearnerType& learner, const Plan& plan,
+            State& state) {
+    Scalar* slots[LearnerType::slots + 1] = {};
+    for (std::size_t i = 0; i < LearnerType::slots; ++i) {
+      slots[i] = state.learned.data() + static_cast<Index>(i + 1) * plan.learned;
+    }
+    Counters& counters = state.counters;
+    const Step step =
+        learner.update(weights.backend(), Update<Scalar>{.gradient = gradient_.data(),
+                                                         .step = counters.inner_steps,
+                                                         .slots = slots,
+                                                         .weights = state.learned.data(),
+                                                         .size = plan.learned});
+    counters.gradient_norm = step.gradient_norm;
+    counters.inner_steps += step.taken ? 1 : 0;
+    counters.skipped_steps += step.taken ? 0 : 1;
+    counters.clipped_steps += step.clipped ? 1 : 0;
+  }
+
+ private:
+  typename B::template Buffer<Scalar> gradient_;
+  Gradients gradients_;
+  Tree tree_;
+};
+
+}  // namespace detail
+}  // namespace ttt::inline TTT_ABI

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The sizes of a session, found before any of it is allocated.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <type_traits>
+
+#include <ttt/inner/chunk_pass.hpp>
+#include <ttt/inner/inner_loop.hpp>
+
+namespace ttt::inline TTT_ABI {
+
+/// Options of a session.
+struct SessionOptions {
+  Index max_tokens = 0;    // the longest text; needed by models with full attention, else unused
+  std::uint64_t seed = 0;  // of generation
+};
+
+namespace detail {
+
+/// How large a session's parts will be. Throws Error when the learner does not suit the model or a
+/// size is missing.
+template <class WeightsType, class LearnerType>
+struct SessionPlan {
+  using Model = typename WeightsType::Model;
+  using B = typename WeightsType::BackendType;
+  using Scalar = typename B::Scalar;
+
+  CacheShape<Scalar> caches;
+  Index chunk = 0;
+  Index learned = 0;  // scalars that learn
+  Index slots = static_cast<Index>(LearnerType::slots);
+
+  SessionPlan(const WeightsType& weights, const LearnerType& learner,
+              const SessionOptions& options) {
+    const auto& model = weights.model();
+    const auto& config = model.config();
+    chunk = learner.chunk;
+    if (chunk < 1 || chunk > (Index{1} << 24)) {
+      detail::fail("session: the learner's chunk must be from 1 to 2^24 tokens");
+    }
+    if (config.head_dim > B::most_head_dim) {
+      detail::fail("session: head_dim " + std::to_string(config.head_dim) +
+                   " is more than this backend's " + std::to_string(B::most_head_dim));
+    }
+    if (!Model::is_windowed && options.max_tokens < 1) {
+      detail::fail("session: a model with full attention needs SessionOptions::max_tokens");
+    }
+    const Index reach = Model::is_windowed ? model.window() - 1 + chunk : options.max_tokens;
+    const Index slot = 2 * model.blocks() * config.key_heads * config.head_dim;
+    if (reach > detail::most_elements / slot - chunk) {
+      detail::fail("session: out of memory: the window is too large to address");
+    }
+    caches = {model.blocks(), config.key_heads, (reach + chunk - 1) / chunk * chunk,
+              config.head_dim};
+    auto shapes = model.shapes();
+    Model::each(
+        [&](const ParameterName& name, const Shape& shape) {
+          if (!learner.learns(name)) return;
+          const bool is_mlp = name.role == Role::Mlp || name.role == Role::DynamicMlp;
+          if (!is_mlp || name.suffix_block < 0) {
+            detail::fail("session: the learner asks for " + to_string(name) +
+                         ", but only the MLPs of the suffix can learn at test time");
+          }
+          learned += shape.size();
+        },
+        shapes);
+    if (learned == 0 && !std::is_same_v<LearnerType, NoLearning>) {
+      detail::fail("session: the learner finds nothing in this model that learns at test time");
+    }
+  }
+
+  /// Scalars of what a state holds once something was learned: weights, then optimizer slots.
+  Index learned_size() const { return learned * (1 + slots); }
+
+  /// Bytes of everything a session takes beside the model's own weights.
+  Index bytes(const WeightsType& weights) const {
+    const Index scratch =
+        ChunkPass<Model, B>::scratch(weights.model(), weights.backend(), caches, chunk);
+    return (caches.size() + learned + learned_size() + scratch + 2 * chunk) *
+               static_cast<Index>(sizeof(Scalar)) +
+           (chunk + 1) * static_cast<Index>(sizeof(Token));
+  }
+};
+
+}  // namespace detail
+}  // namespace ttt::inline TTT_ABI

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The reading itself: pieces of any size come in, chunks are scored and learned from.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <ttt/inner/fast_weights.hpp>
+#include <ttt/inner/report.hpp>
+
+namespace ttt::inline TTT_ABI {
+namespace detail {
+
+/// Moves one document's state forward, a piece of a chunk at a time. Whatever throws leaves the
+/// state as it was. Session is its public face: it checks arguments and loops.
+template <class WeightsType, class LearnerType>
+class Reader {
+ public:
+  using Model = typename WeightsType::Model;
+  using B = typename WeightsType::BackendType;
+  using Scalar = typename B::Scalar;
+  using State = SessionState<B>;
+  using Plan = SessionPlan<WeightsType, LearnerType>;
+
+  Reader(WeightsType weights, LearnerType learner, SessionOptions options)
+      : weights_(std::move(weights)),
+        learner_(std::move(learner)),
+        options_(options),
+        plan_(weights_, learner_, options_),
+        pass_(weights_.model(), weights_.backend(), plan_.caches, plan_.chunk),
+        fast_(weights_, learner_, plan_),
+        state_(fresh()) {
+    const auto chunk = static_cast<std::size_t>(plan_.chunk);
+    block_.reserve(chunk + 1);
+    marks_.reserve(chunk + 1);
+    nll_.resize(chunk);
+    loss_weights_.resize(chunk);
+  }
+
+  const WeightsType& weights() const { return weights_; }
+  const LearnerType& learner() const { return learner_; }
+  const SessionOptions& options() const { return options_; }
+  const Plan& plan() const { return plan_; }
+  const State& state() const { return state_; }
+  Random& random() { return state_.random; }
+
+  /// The state of a document not begun.
+  State fresh() const {
+    State state;
+    state.cache_size = plan_.caches.size();
+    state.cache = weights_.backend().template allocate<Scalar>(state.cache_size);
+    weights_.backend().fill(Scalar(0), state.cache.data(), state.cache_size);
+    state.random = Random{options_.seed};
+    reserve(state);
+    return state;
+  }
+
+  /// Replaces the state by one made elsewhere (a file). Throws Error unless its sizes are this
+  /// session's; then nothing has changed.
+  void adopt(State state) {
+    const auto pending = static_cast<Index>(state.pending.size());
+    const bool has_logits = static_cast<Index>(state.logits.size()) == weights_.config().vocabulary;
+    const bool fits =
+        state.cache_size == plan_.caches.size() &&
+        (state.learned_size == 0 || state.learned_size == plan_.learned_size()) &&
+        pending <= learner_.chunk &&
+        std::ranges::all_of(
+            state.pending,
+            [this](Token token) { return token >= 0 && token < weights_.config().vocabulary; }) &&
+        state.marks.size() == state.pending.size() &&
+        state.pending.empty() == (state.counters.tokens == 0) && state.counters.tokens >= pending &&
+        state.boundary() % learner_.chunk == 0 &&
+        (Model::is_windowed || state.counters.tokens <= options_.max_tokens) &&
+        state.evaluated >= 0 && state.evaluated <= pending &&
+        (state.evaluated < pending || pending == 0 || has_logits);
+    if (!fits) fail("session: the state was made by a different model or learner");
+    reserve(state);
+    state_ = std::move(state);
+    fast_.show(weights_, learner_, state_);
+  }
+
+  /// Consumes tokens up to the end of the chunk that is filling; returns how many. Nothing has
+  /// changed if it throws.
+  template <class Element>
+  Index advance(const Element* tokens, Index left, const std::uint8_t* counts, bool frozen,
+                Scalar* out, ReadReport<Scalar>& report) {
+    const auto pending = static_cast<Index>(state_.pending.size());
+    const Index unscored = pending == 0 ? 1 : 0;  // the document's first token
+    const Index room = learner_.chunk + 1 - pending;
+    const Index taken = std::min(left, room);
+    block_.assign(state_.pending.begin(), state_.pending.end());
+    marks_.assign(state_.marks.begin(), state_.marks.end());
+    for (Index i = 0; i < taken; ++i) {
+      const auto token = static_cast<Token>(tokens[i]);
+      const bool counted = (counts == nullptr || counts[i] != 0) && !learner_.masks(token);
+      block_.push_back(token);
+      marks_.push_back(
+          static_cast<std::uint8_t>((counted ? State::Counted : 0) | (frozen ? State::Frozen : 0)));
+    }
+    if (unscored > 0) out[0] = std::numeric_limits<Scalar>::quiet_NaN();
+    if (taken == room) {
+      complete_chunk(out + unscored, taken - unscored);
+    } else {
+      extend_chunk(out + unscored, taken - unscored);
+    }
+    state_.counters.tokens += taken;
+    for (Index i = 0; i < taken; ++i) {
+      const auto mark = marks_[static_cast<std::size_t>(pending + i)];
+      if ((pending + i == 0) || (mark & State::Counted) == 0) continue;
+      report.total_nll += static_cast<double>(out[i]);
+      ++report.scored;
+    }
+    if (taken == room) {
+      state_.pending.assign(1, block_.back());
+      state_.marks.assign(1, marks_.back());
+    }
+    return taken;
+  }
+
+  /// See Session::logits.
+  std::span<const Scalar> logits() {
+    const auto pending = static_cast<Index>(state_.pending.size());
+    if (pending == 0) fail("logits: read at least one token first");
+    if (state_.evaluated < pending) {
+      const Index first = state_.evaluated;
+      state_.logits.resize(static_cast<std::size_t>(weights_.config().vocabulary));
+      pass_.logits(fast_.tree(), state_.cache.data(),
+                   std::span(state_.pending).subspan(static_cast<std::size_t>(first)),
+                   state_.boundary() + first, state_.logits);
+      for (const Scalar logit : state_.logits) {
+        if (std::isfinite(logit)) continue;
+        forget_keys();
+        fail<NonFiniteError>("logits: one is not finite");
+      }
+      state_.evaluated = pending;
+    }
+    return state_.logits;
+  }
+
+ private:
+  /// So that consuming a token allocates nothing.
+  void reserve(State& state) const {
+    state.pending.reserve(static_cast<std::size_t>(learner_.chunk) + 1);
+    state.marks.reserve(static_cast<std::size_t>(learner_.chunk) + 1);
+    state.logits.reserve(static_cast<std::size_t>(weights_.config().vocabulary));
+  }
+
+  /// Scores the whole chunk as one block and, unless it may not, learns from it.
+  void complete_chunk(Scalar* out, Index taken) {
+    const Index chunk = learner_.chunk;
+    const Index position = state_.boundary();
+    Index counted = 0;
+    bool learn = plan_.learned > 0;
+    for (std::size_t i = 1; i < marks_.size(); ++i) {
+      counted += (marks_[i] & State::Counted) != 0 ? 1 : 0;
+      learn = learn && (marks_[i] & State::Frozen) == 0;
+    }
+    learn = learn && counted > 0;
+    state_.evaluated = 0;  // the block overwrites what was computed piece by piece
+    if (learn) {
+      const Scalar weight = Scalar(1) / static_cast<Scalar>(counted);
+      for (std::size_t i = 0; i < loss_weights_.size(); ++i) {
+        loss_weights_[i] = (marks_[i + 1] & State::Counted) != 0 ? weight : Scalar(0);
+      }
+      pass_.gradient(fast_.tree(), fast_.gradients(), state_.cache.data(), block_, position,
+                     loss_weights_, nll_);
+    } else {
+      pass_.score(fast_.tree(), state_.cache.data(), block_, position, nll_);
+    }
+    check_finite(nll_, position);
+    if (learn) {
+      fast_.own(weights_, learner_, plan_, state_);
+      fast_.step(weights_, learner_, plan_, state_);
+    }
+    std::copy_n(nll_.data() + (chunk - taken), taken, out);
+  }
+
+  /// Scores the part of the chunk that is there, beginning where the last piece ended.
+  void extend_chunk(Scalar* out, Index taken) {
+    const auto pending = std::max<Index>(1, static_cast<Index>(state_.pending.size()));
+    Index first = state_.evaluated;
+    const Index targets_end = pending + taken;  // in block_
+    if (first == pending) {
+      out[0] = from_logits(state_.logits, block_[static_cast<std::size_t>(pending)]);
+    }
+    if (first < targets_end - 1) {
+      const std::span<const Token> tokens(block_.data() + first,
+                                          static_cast<std::size_t>(targets_end - first));
+      const std::span<Scalar> nll(nll_.data(), tokens.size() - 1);
+      state_.evaluated = std::min(first, pending - 1);
+      pass_.score(fast_.tree(), state_.cache.data(), tokens, state_.boundary() + first, nll);
+      check_finite(nll, state_.boundary() + first);
+      // nll[j] scores block_[first + 1 + j]; the new tokens begin at block_[pending].
+      for (Index i = std::max(pending, first + 1); i < targets_end; ++i) {
+        out[i - pending] = nll[static_cast<std::size_t>(i - first - 1)];
+      }
+    }
+    state_.pending.assign(block_.begin(), block_.end());
+    state_.marks.assign(marks_.begin(), marks_.end());
+    state_.evaluated = targets_end - 1;
+    state_.logits.clear();
+  }
+
+  static Scalar from_logits(std::span<const Scalar> logits, Token token) {
+    const Scalar most = *std::ranges::max_element(logits);
+    double sum = 0;
+    for (const Scalar logit : logits) sum += std::exp(static_cast<double>(logit - most));
+    return static_cast<Scalar>(std::log(sum) + static_cast<double>(most) -
+                               static_cast<double>(logits[static_cast<std::size_t>(token)]));
+  }
+
+  void check_finite(std::span<const Scalar> nll, Index position) {
+    for (std::size_t i = 0; i < nll.size(); ++i) {
+      if (std::isfinite(nll[i])) continue;
+      forget_keys();
+      fail<NonFiniteError>("read: the score of the token at position " +
+                           std::to_string(position + static_cast<Index>(i) + 1) +
+                           " is not a finite number");
+    }
+  }
+
+  /// Clears the keys and values of the unfinished chunk, where a failure may have left numbers that
+  /// are not finite: nobody would look at them again, but a saved state must not hold any.
+  void forget_keys() {
+    const CacheShape<Scalar>& caches = plan_.caches;
+    const Index first = state_.boundary() % caches.slots;
+    for (Index row = 0; row < 2 * caches.blocks * caches.heads; ++row) {
+      weights_.backend().fill(Scalar(0),
+                              state_.cache.data() + (row * caches.slots + first) * caches.head_dim,
+                              learner_.chunk * caches.head_dim);
+    }
+    state_.evaluated = 0;
+  }
+
+  WeightsType weights_;
+  LearnerType learner_;
+  SessionOptions options_;
+  Plan plan_;
+  ChunkPass<Model, B> pass_;
+  FastWeights<WeightsType, LearnerType> fast_;
+  State state_;
+
+  // The block at work: pending tokens and new ones.
+  std::vector<Token> block_;
+  std::vector<std::uint8_t> marks_;
+  std::vector<Scalar> nll_;
+  std::vector<Scalar> loss_weights_;
+};
+
+}  // namespace detail
+}  // namespace ttt::inline TTT_ABI
