@@ -71,8 +71,10 @@ class Differences {
   static std::string text(Index value) { return std::to_string(value); }
   static std::string text(std::string_view value) { return std::string(value); }
   void add(const char* key, const std::string& file, const std::string& type) {
-    all_ += (all_.empty() ? "" : "; ") + std::string(key) + " is " + file + " in the file and " +
-            type + " in the type";
+    const std::string one =
+        std::string(key) + " is " + file + " in the file and " + type + " in the type";
+    if (all_.find(one) != all_.npos) return;  // prefix and suffix may both say it
+    all_ += (all_.empty() ? "" : "; ") + one;
   }
   std::string all_;
 };
@@ -109,9 +111,6 @@ Config read_config(const Json& json, std::string_view what) {
   config.chunk = read.size_or("mini_batch_size", 0);
   const Index blocks = read.size("num_hidden_layers");
   config.suffix_blocks = read.has("suffix_len") ? read.count("suffix_len") : 0;
-  if (config.suffix_blocks > blocks) {
-    detail::fail<FormatError>(read.named("suffix_len") + ": is more than num_hidden_layers");
-  }
   config.prefix_blocks = blocks - config.suffix_blocks;
 
   detail::Differences differences;
