@@ -2,13 +2,17 @@
 // Reads a document twice at once, learning from it and not, and says how many bits per byte each
 // reading needed along the way. The smaller the number, the better the text was predicted.
 #include <algorithm>
+#include <cmath>
+#include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <exception>
 #include <filesystem>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <string_view>
+#include <unistd.h>
+#include <utility>
 #include <vector>
 
 #include "support/arguments.hpp"
@@ -17,6 +21,7 @@
 #include "support/progress.hpp"
 #include "support/windows.hpp"
 #include <ttt/io/json.hpp>
+#include <ttt/io/utf8.hpp>
 #include <ttt/ttt.hpp>
 
 // 6 blocks, the last 2 of which learn while they read.
@@ -220,6 +225,8 @@ static std::string json(const Result& result, const std::string& generated) {
 static std::string chart(const Result& result, const std::string& document) {
   const auto total = result.windows.total();
   const auto windows = result.windows.windows();
+  const bool small = windows.front().end < 1024;
+  const double unit = small ? 1 : 1024;
   const auto print = [](const char* format, auto... values) {
     char text[128];
     std::snprintf(text, sizeof text, format, values...);
@@ -227,16 +234,16 @@ static std::string chart(const Result& result, const std::string& document) {
   };
   examples::LineChart chart{
       .title = "Reading " + std::filesystem::path(document).filename().string(),
-      .subtitle =
-          print("Learning on the way saves %.1f %% of the bits; a point is the mean of %g KB",
-                total.saved(), static_cast<double>(windows.front().end) / 1024),
-      .x_title = "position in the document (KB)",
+      .subtitle = print("Learning on the way %s %.1f %% of the bits. Points are means over %g %s.",
+                        total.saved() < 0 ? "costs" : "saves", std::abs(total.saved()),
+                        static_cast<double>(windows.front().end) / unit, small ? "bytes" : "KB"),
+      .x_title = small ? "position in the document (bytes)" : "position in the document (KB)",
       .y_title = "bits per byte",
-      .x_end = static_cast<double>(total.end) / 1024,
+      .x_end = static_cast<double>(total.end) / unit,
       .curves = {{"frozen", print("%.3f overall", total.frozen()), "#6e7781", {}},
                  {"learning", print("%.3f overall", total.learning()), "#0969da", {}}}};
   for (const auto& window : windows) {
-    const double middle = static_cast<double>(window.begin + window.end) / 2 / 1024;
+    const double middle = static_cast<double>(window.begin + window.end) / 2 / unit;
     chart.curves[0].points.push_back({middle, window.frozen()});
     chart.curves[1].points.push_back({middle, window.learning()});
   }
