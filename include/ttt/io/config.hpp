@@ -111,6 +111,9 @@ Config read_config(const Json& json, std::string_view what) {
   config.chunk = read.size_or("mini_batch_size", 0);
   const Index blocks = read.size("num_hidden_layers");
   config.suffix_blocks = read.has("suffix_len") ? read.count("suffix_len") : 0;
+  if (config.suffix_blocks > blocks) {
+    detail::fail<FormatError>(read.named("suffix_len") + ": is more than num_hidden_layers");
+  }
   config.prefix_blocks = blocks - config.suffix_blocks;
 
   detail::Differences differences;

@@ -87,7 +87,6 @@ Weights<Model, B> load_weights(std::shared_ptr<const SafeTensors> file, const Co
   Scalar* free = memory.buffers.back().data();
   std::size_t next = 0;
   std::vector<Scalar> staging;
-  const TensorInfo* staged = nullptr;
   Model::each(
       [&](const ParameterName&, const Shape& shape, Weight<Scalar>& leaf) {
         const Slice slice = slices[next++];
@@ -98,12 +97,12 @@ Weights<Model, B> load_weights(std::shared_ptr<const SafeTensors> file, const Co
           leaf = View<const Scalar>(file->template as<Scalar>(*slice.info).data() + slice.first,
                                     shape.rows, shape.cols);
         } else {
-          if (staged != slice.info) {
-            staging.resize(slice.info->size());
-            file->template copy_to<Scalar>(*slice.info, staging);
-            staged = slice.info;
-          }
-          backend.to_device(staging.data() + slice.first, free, shape.size());
+          TensorInfo part = *slice.info;
+          part.begin += static_cast<std::size_t>(slice.first) * size_of(part.dtype);
+          part.end = part.begin + static_cast<std::size_t>(shape.size()) * size_of(part.dtype);
+          staging.resize(part.size());
+          file->template copy_to<Scalar>(part, staging);
+          backend.to_device(staging.data(), free, shape.size());
           leaf = View<const Scalar>(free, shape.rows, shape.cols);
           free += shape.size();
         }
@@ -124,11 +123,12 @@ template <class Model, Backend B>
 Weights<Model, B> load(const std::string& path, const B& backend, const LoadOptions& options = {}) {
   auto file = io::SafeTensors::open(path, options.read);
   const auto found = file->metadata().find("config");
-  if (found == file->metadata().end()) {
+  const bool has_config = found != file->metadata().end();
+  if (!has_config && options.config.members().empty()) {
     detail::fail<FormatError>(path + ": the metadata has no \"config\", the model's configuration");
   }
   const std::string what = path + ": config";
-  const io::Json stored = io::Json::parse(found->second, what);
+  const io::Json stored = has_config ? io::Json::parse(found->second, what) : io::Json::Object();
   std::vector<io::Json::Member> members(stored.object(what).members().begin(),
                                         stored.object(what).members().end());
   for (const auto& member : options.config.members()) members.push_back(member);

@@ -16,13 +16,16 @@
 namespace ttt::inline TTT_ABI {
 
 /// Writes a model with the authors' tensor names, in the backend's scalar type. Anyone may read the
-/// file. Throws as write_safetensors() does; holds one copy of the model while it writes.
+/// file. Throws as write_safetensors() does, and FormatError for a model that the schema has no
+/// words for, such as one whose blocks differ in their norms; holds one copy of the model while it
+/// writes.
 template <class Model, class B>
 void save(const Weights<Model, B>& weights, const std::string& path) {
   using Scalar = typename B::Scalar;
   std::map<std::string, std::pair<std::vector<Index>, std::vector<Scalar>>> stacked;
   std::vector<Scalar> values;
-  const Config& config = weights.config();
+  const io::Json config = io::write_config<Model>(weights.config());
+  io::read_config<Model>(config, "cannot write " + path);
   Model::each(
       [&](const ParameterName& name, const Weight<Scalar>& leaf) {
         const io::StoredName stored = io::authors_name(name);
@@ -47,7 +50,7 @@ void save(const Weights<Model, B>& weights, const std::string& path) {
     tensors.push_back(
         {name, dtype_of<Scalar>, tensor.first, std::as_bytes(std::span(tensor.second))});
   }
-  io::write_safetensors(path, tensors, {{"config", io::write_config<Model>(config).dump()}}, 0666);
+  io::write_safetensors(path, tensors, {{"config", config.dump()}}, 0666);
 }
 
 }  // namespace ttt::inline TTT_ABI
