@@ -30,7 +30,9 @@ using TinyWeights = Weights<TinyReader, B>;
 using Reader = Session<TinyWeights>;
 using FullModel = LanguageModel<Stack<1, Block<FullAttention<>, SwiGLU>>,
                                 Stack<1, Block<FullAttention<>, DualMLP<SwiGLU, SwiGLU>>>>;
-using DeepReader = LanguageModel<Stack<dynamic, test::TinyBlock>>;
+/// Any number of blocks, of either kind.
+using DeepReader =
+    LanguageModel<Stack<dynamic, test::TinyBlock>, Stack<dynamic, test::TinyLearning>>;
 
 constexpr Index most = std::numeric_limits<Index>::max();
 
@@ -275,6 +277,12 @@ TEST_CASE("model: sizes that fit one by one and not together are refused before 
   refused(with(&Config::head_dim, 1 << 17));
   refused(with(&Config::prefix_blocks, most));
   refused(with(&Config::prefix_blocks, -1));
+  refused(with(&Config::suffix_blocks, -1));
+  refused(with(&Config::suffix_blocks, 4096));
+  config.suffix_blocks = most;
+  refused(with(&Config::prefix_blocks, most));
+  config.suffix_blocks = 0;
+  refused(with(&Config::prefix_blocks, 0));
   refused(with(&Config::prefix_blocks, 4097));
   for (auto member : {&Config::vocabulary, &Config::width, &Config::heads, &Config::key_heads,
                       &Config::head_dim, &Config::hidden, &Config::window, &Config::chunk}) {

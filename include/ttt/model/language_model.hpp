@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <span>
+#include <string>
 #include <vector>
 
 #include <ttt/layers/block.hpp>
@@ -236,10 +237,12 @@ class LanguageModel {
         detail::resolve_extent<Prefix::depth>("prefix_blocks", config.prefix_blocks);
     config.suffix_blocks =
         detail::resolve_extent<Suffix::depth>("suffix_blocks", config.suffix_blocks);
-    if (config.prefix_blocks < 0 || config.suffix_blocks < 0 ||
-        config.prefix_blocks + config.suffix_blocks < 1 ||
-        config.prefix_blocks + config.suffix_blocks > 4096) {
-      detail::fail("Config: the model must have from 1 to 4096 blocks");
+    const Index prefix = config.prefix_blocks, suffix = config.suffix_blocks;
+    constexpr Index most = 4096;
+    if (prefix < 0 || suffix < 0 || prefix > most || suffix > most - prefix ||
+        prefix + suffix == 0) {
+      detail::fail("Config: prefix_blocks is " + std::to_string(prefix) + " and suffix_blocks " +
+                   std::to_string(suffix) + ": the model must have from 1 to 4096 blocks");
     }
     return config;
   }
