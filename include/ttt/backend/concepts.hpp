@@ -72,15 +72,19 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
                            Cache<typename B::Scalar> cache,
                            Cache<const typename B::Scalar> read_cache, AttentionShape shape,
                            RopeLayout layout, Index n, double x, const double* frequencies,
-                           const typename B::Scalar* flat, typename B::Scalar* flat_out) {
+                           const typename B::Scalar* flat, typename B::Scalar* flat_out,
+                           Token* tokens_out, const bfloat16* narrow, bfloat16* narrow_out) {
   typename B::Scalar;
   typename B::template Buffer<Token>;
   // Memory.
   { B::is_host } -> std::convertible_to<bool>;
   { B::most_head_dim } -> std::convertible_to<Index>;
   { b.template allocate<typename B::Scalar>(n).data() } -> std::same_as<typename B::Scalar*>;
+  { b.template allocate<Token>(n).data() } -> std::same_as<Token*>;
   b.to_device(flat, flat_out, n);
+  b.to_device(tokens, tokens_out, n);
   b.to_host(flat, flat_out, n);
+  b.to_host(narrow, narrow_out, n);
   b.copy(flat, flat_out, n);
   b.fill(typename B::Scalar{}, flat_out, n);
   b.widen(weight, out);
