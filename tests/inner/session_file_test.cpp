@@ -455,7 +455,8 @@ TEST_CASE("session file: what does not fit, or contradicts itself, is refused in
     refused("a different chunk", [](Parts& p) { p.state["chunk"] = "0"; });
   }
   SUBCASE("members that are missing, or of another kind") {
-    for (const auto& [name, value] : good.state) {
+    for (const auto& member : good.state) {
+      const std::string& name = member.first;
       CAPTURE(name);
       refused('"' + name + "\" is missing", [&](Parts& p) { p.state.erase(name); });
       refused(name + ": expected", [&](Parts& p) { p.state[name] = "[]"; });
@@ -508,7 +509,8 @@ TEST_CASE("session file: what does not fit, or contradicts itself, is refused in
       refused("has no tensor \"" + std::string(name), [&](Parts& p) { p.tensors.erase(name); });
     }
     refused("what it has learned is missing", [](Parts& p) { p.tensors.erase("learned"); });
-    for (const auto& [name, tensor] : good.tensors) {
+    for (const auto& member : good.tensors) {
+      const std::string& name = member.first;
       CAPTURE(name);
       refused(name + " has another shape", [&](Parts& p) {
         Parts::Tensor& t = p.tensors[name];

@@ -374,7 +374,8 @@ TEST_CASE("load: what is wrong with a configuration is said in one sentence that
     }
   }
   SUBCASE("members of the wrong kind") {
-    for (const auto& [name, value] : good.config) {
+    for (const auto& member : good.config) {
+      const std::string &name = member.first, &value = member.second;
       CAPTURE(name);
       for (const char* other : {"[]", "{}", "[1]"}) {
         refused_with(name + ": expected", {{name, other}});
@@ -470,7 +471,8 @@ TEST_CASE("load: what is wrong with a configuration is said in one sentence that
     }
   }
   SUBCASE("tensors") {
-    for (const auto& [name, tensor] : good.tensors) {
+    for (const auto& member : good.tensors) {
+      const std::string& name = member.first;
       CAPTURE(name);
       refused("has no tensor \"" + name, [&](Parts& p) { p.tensors.erase(name); });
       refused("expected F32", [&](Parts& p) { p.tensors[name].dtype = DType::I32; });
