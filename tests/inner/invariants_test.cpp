@@ -202,7 +202,7 @@ TEST_CASE("invariant 3: scores never depend on tokens after them") {
   const auto weights = tiny_weights(Cpu(2));
   Session session(weights, learner);
   const auto want = session.read(text).nll;
-  for (const std::size_t changed : {1, 7, 8, 9, 16, 30, 45}) {
+  for (const std::size_t changed : {1u, 7u, 8u, 9u, 16u, 30u, 45u}) {
     CAPTURE(changed);
     auto other = text;
     other[changed] = (other[changed] + 1) % 61;

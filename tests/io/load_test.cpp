@@ -105,7 +105,8 @@ std::uint16_t half_of(float value) {
   const int exponent = static_cast<int>((raw >> 23) & 0xff) - 112;
   const auto sign = static_cast<std::uint16_t>((raw >> 16) & 0x8000);
   if (exponent <= 0) return sign;
-  return static_cast<std::uint16_t>(sign | (exponent << 10) | ((raw >> 13) & 0x3ff));
+  return static_cast<std::uint16_t>(sign | (static_cast<unsigned>(exponent) << 10) |
+                                    ((raw >> 13) & 0x3ff));
 }
 
 constexpr const char* wq = "language_model.model.h.blocks.seq_modeling_block.wq.weight";

@@ -204,8 +204,9 @@ TEST_CASE("LanguageModel: parameters have names of their own and the sizes of th
     std::set<std::string> names;
     Index count = 0;
     for (const auto& [name, shape] : all) {
-      CAPTURE(name);
-      CHECK(names.insert(name).second);
+      const std::string which = name;
+      CAPTURE(which);
+      CHECK(names.insert(which).second);
       CHECK(shape.size() > 0);
       count += shape.size();
     }
