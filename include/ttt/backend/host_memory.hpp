@@ -26,10 +26,10 @@ class HostBuffer {
 
   /// Throws Error when there is no memory for `size` elements.
   explicit HostBuffer(Index size) : size_(size) {
-    if (size < 0 || static_cast<std::size_t>(size) > kMost) refuse(size);
+    if (size < 0 || static_cast<std::size_t>(size) > most) refuse(size);
     if (size == 0) return;
     data_.reset(static_cast<T*>(::operator new (static_cast<std::size_t>(size) * sizeof(T),
-                                                std::align_val_t{kAlignment}, std::nothrow)));
+                                                std::align_val_t{alignment}, std::nothrow)));
     if (!data_) refuse(size);
   }
 
@@ -38,11 +38,11 @@ class HostBuffer {
   Index size() const { return size_; }
 
  private:
-  static constexpr std::size_t kAlignment = 64;
-  static constexpr std::size_t kMost = std::numeric_limits<Index>::max() / sizeof(T);
+  static constexpr std::size_t alignment = 64;
+  static constexpr std::size_t most = std::numeric_limits<Index>::max() / sizeof(T);
 
   struct Delete {
-    void operator()(T* p) const { ::operator delete (p, std::align_val_t{kAlignment}); }
+    void operator()(T* p) const { ::operator delete (p, std::align_val_t{alignment}); }
   };
 
   static void refuse(Index size) {

@@ -22,7 +22,7 @@ class Workspace {
 
   /// A matrix with rows aligned to nothing and a start aligned to 64 bytes, not initialised.
   View<Scalar> matrix(Index rows, Index cols) {
-    const Index size = (rows * cols + kAlignment - 1) / kAlignment * kAlignment;
+    const Index size = (rows * cols + alignment - 1) / alignment * alignment;
     if (size > capacity_ - used_)
       detail::fail("out of memory: the workspace has no room for " + to_string(Shape{rows, cols}));
     const View<Scalar> view(buffer_.data() + used_, rows, cols);
@@ -38,7 +38,7 @@ class Workspace {
   void release(Index mark) { used_ = mark; }
 
  private:
-  static constexpr Index kAlignment = 64 / static_cast<Index>(sizeof(Scalar));
+  static constexpr Index alignment = 64 / static_cast<Index>(sizeof(Scalar));
 
   typename B::template Buffer<Scalar> buffer_;
   Index capacity_;
@@ -71,7 +71,9 @@ class DryRun {
 
   template <class T>
   struct Buffer {
-    T* data() { return reinterpret_cast<T*>(std::uintptr_t{64}); }
+    T* data() {
+      return reinterpret_cast<T*>(std::uintptr_t{64});  // NOLINT(performance-no-int-to-ptr)
+    }
   };
 
   /// `target` is asked for its scratch sizes only.

@@ -20,6 +20,7 @@ class FunctionRef<Result(Arguments...)> {
  public:
   FunctionRef() = default;
 
+  // NOLINTNEXTLINE(bugprone-forwarding-reference-overload): the constraint says what it may not be
   template <class F>
   requires(!std::is_same_v<std::remove_cvref_t<F>, FunctionRef> &&
            !std::is_function_v<std::remove_reference_t<F>> &&

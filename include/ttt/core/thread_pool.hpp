@@ -30,7 +30,7 @@ class ThreadPool {
   explicit ThreadPool(int threads = 0) {
     if (threads < 0) detail::fail("ThreadPool: the number of threads must not be negative");
     if (threads == 0) threads = processors();
-    if (threads > kMost) threads = kMost;
+    if (threads > most_threads) threads = most_threads;
     try {
       for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
     } catch (...) {
@@ -60,21 +60,21 @@ class ThreadPool {
     argument_ = &task;
     count_ = count;
     next_.store(0, std::memory_order_relaxed);
-    inside_.store(kOpen, std::memory_order_release);
+    inside_.store(accepting, std::memory_order_release);
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();
     take_tasks();
     // Who has not come by now stays out, so that nobody waits for a thread that sleeps or has no
     // processor; who is inside leaves within one task.
-    inside_.fetch_sub(kOpen, std::memory_order_relaxed);
+    inside_.fetch_sub(accepting, std::memory_order_relaxed);
     for (int spins = 0; inside_.load(std::memory_order_acquire) != 0; ++spins) pause(spins);
     taken_.store(false, std::memory_order_release);
   }
 
  private:
-  static constexpr int kMost = 1024;
-  static constexpr int kSpins = 4000;
-  static constexpr int kOpen = 1 << 30;
+  static constexpr int most_threads = 1024;
+  static constexpr int most_spins = 4000;
+  static constexpr int accepting = 1 << 30;
 
   /// Processors this process may run on, which can be fewer than the machine has.
   static int processors() {
@@ -86,7 +86,7 @@ class ThreadPool {
   }
 
   static void pause(int spins) {
-    if (spins > kSpins) {
+    if (spins > most_spins) {
       std::this_thread::yield();
       return;
     }
@@ -109,7 +109,7 @@ class ThreadPool {
     for (;;) {
       std::uint32_t now = 0;
       for (int spins = 0; (now = generation_.load(std::memory_order_acquire)) == seen; ++spins) {
-        if (spins < kSpins) {
+        if (spins < most_spins) {
           pause(spins);
         } else {
           generation_.wait(seen, std::memory_order_acquire);
@@ -118,7 +118,7 @@ class ThreadPool {
       seen = now;
       if (stopping_.load(std::memory_order_relaxed)) return;
       int inside = inside_.load(std::memory_order_relaxed);
-      while (inside >= kOpen) {
+      while (inside >= accepting) {
         if (inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acquire,
                                           std::memory_order_relaxed)) {
           take_tasks();
@@ -142,7 +142,8 @@ class ThreadPool {
   const void* argument_ = nullptr;
   Index count_ = 0;
   alignas(64) std::atomic<Index> next_{0};
-  alignas(64) std::atomic<int> inside_{0};  // workers in the loop, plus kOpen while more may come
+  alignas(64) std::atomic<int> inside_{
+      0};  // workers in the loop, plus accepting while more may come
   alignas(64) std::atomic<std::uint32_t> generation_{0};
   std::atomic<bool> stopping_{false};
   std::vector<std::thread> workers_;

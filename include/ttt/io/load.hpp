@@ -55,7 +55,7 @@ namespace io {
 /// Takes a model's parameters from an open file, given its configuration. Tensors in the backend's
 /// own type or in bfloat16 are used where they lie if they are aligned; others are copied, once.
 template <class Model, Backend B>
-Weights<Model, B> load_weights(std::shared_ptr<const SafeTensors> file, const Config& config,
+Weights<Model, B> load_weights(const std::shared_ptr<const SafeTensors>& file, const Config& config,
                                const B& backend, const std::string& prefix = {}) {
   using Scalar = typename B::Scalar;
   struct Slice {
@@ -108,7 +108,7 @@ Weights<Model, B> load_weights(std::shared_ptr<const SafeTensors> file, const Co
         }
       },
       shapes, tree);
-  memory.file = std::move(file);
+  memory.file = file;
   return {std::move(model), backend, std::move(tree), std::move(memory)};
 }
 
@@ -121,7 +121,7 @@ Weights<Model, B> load_weights(std::shared_ptr<const SafeTensors> file, const Co
 /// holds another type of model than `Model`: the differences are named.
 template <class Model, Backend B>
 Weights<Model, B> load(const std::string& path, const B& backend, const LoadOptions& options = {}) {
-  auto file = io::SafeTensors::open(path, options.read);
+  const auto file = io::SafeTensors::open(path, options.read);
   const auto found = file->metadata().find("config");
   const bool has_config = found != file->metadata().end();
   if (!has_config && options.config.members().empty()) {
@@ -134,7 +134,7 @@ Weights<Model, B> load(const std::string& path, const B& backend, const LoadOpti
   for (const auto& member : options.config.members()) members.push_back(member);
   const io::Json json{io::Json::Object(std::move(members), what)};
   const Config config = io::read_config<Model>(json, what);
-  return io::load_weights<Model>(std::move(file), config, backend, options.prefix);
+  return io::load_weights<Model>(file, config, backend, options.prefix);
 }
 
 }  // namespace ttt::inline TTT_ABI

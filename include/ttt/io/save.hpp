@@ -46,6 +46,7 @@ void save(const Weights<Model, B>& weights, const std::string& path) {
       },
       weights.parameters());
   std::vector<io::TensorToWrite> tensors;
+  tensors.reserve(stacked.size());
   for (const auto& [name, tensor] : stacked) {
     tensors.push_back(
         {name, dtype_of<Scalar>, tensor.first, std::as_bytes(std::span(tensor.second))});
