@@ -273,13 +273,15 @@ TEST_CASE("LanguageModel: what the type fixes and what the Config says") {
   sizes.suffix_blocks = 3;
   CHECK_THROWS_WITH_AS(Reader{sizes},
                        "ttt: Config: suffix_blocks is 3, but the model's type says 2", Error);
-  const std::string depth = "ttt: Config: the model must have from 1 to 4096 blocks";
   for (const auto& [prefix, suffix] : std::vector<std::pair<Index, Index>>{
            {0, 0}, {-1, 2}, {2, -1}, {4096, 1}, {Index{1} << 40, 1}}) {
     sizes = config();
     sizes.prefix_blocks = prefix;
     sizes.suffix_blocks = suffix;
-    CHECK_THROWS_WITH_AS(Dynamic{sizes}, depth.c_str(), Error);
+    const std::string message = "ttt: Config: prefix_blocks is " + std::to_string(prefix) +
+                                " and suffix_blocks " + std::to_string(suffix) +
+                                ": the model must have from 1 to 4096 blocks";
+    CHECK_THROWS_WITH_AS(Dynamic{sizes}, message.c_str(), Error);
   }
   sizes.prefix_blocks = 3;
   sizes.suffix_blocks = 0;

@@ -14,7 +14,7 @@ namespace ttt::inline TTT_ABI {
 
 /// Which parameters learn at test time.
 enum class Learns : std::uint8_t {
-  DynamicMlps,  // the dynamic half of every DualMLP
+  DynamicMlps,  // the dynamic half of every DualMLP of the suffix
   SuffixMlps,   // the ordinary MLPs of the suffix
 };
 
@@ -43,8 +43,8 @@ struct InnerLoop {
   static constexpr std::size_t slots = Optimizer::slots;
 
   bool learns(const ParameterName& name) const {
-    return what == Learns::DynamicMlps ? name.role == Role::DynamicMlp
-                                       : name.role == Role::Mlp && name.suffix_block >= 0;
+    const Role role = what == Learns::DynamicMlps ? Role::DynamicMlp : Role::Mlp;
+    return name.suffix_block >= 0 && name.role == role;
   }
   bool masks(Token target) const { return masked_target == target; }
 
