@@ -3,8 +3,8 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
-#include <functional>
 #include <io/limits.hpp>
+#include <io/parts.hpp>
 #include <io/temporary.hpp>
 #include <limits>
 #include <map>
@@ -32,6 +32,7 @@ using ttt_test::contains;
 using ttt_test::content_of;
 using ttt_test::FileSizeLimit;
 using ttt_test::OrdinaryUser;
+using ttt_test::Parts;
 using ttt_test::TemporaryFolder;
 using ttt_test::thrown;
 
@@ -68,54 +69,6 @@ FloatSession reader() {
   session.read(text(43));
   return session;
 }
-
-/// A state's file taken apart, to be put together wrongly.
-struct Parts {
-  struct Tensor {
-    DType dtype = DType::F32;
-    std::vector<Index> shape;
-    std::vector<std::byte> bytes;
-  };
-  std::map<std::string, Tensor> tensors;
-  std::map<std::string, std::string> metadata;
-  std::map<std::string, std::string> state;  // members of the metadata's `state`, as JSON
-
-  explicit Parts(const std::string& path) {
-    const auto file = io::SafeTensors::open(path);
-    metadata = file->metadata();
-    for (const io::TensorInfo& info : file->tensors()) {
-      const auto bytes = file->bytes(info);
-      tensors[info.name] = {info.dtype, info.shape, {bytes.begin(), bytes.end()}};
-    }
-    const io::Json json = io::Json::parse(metadata.at("state"));
-    for (const auto& [name, value] : json.object().members()) state[name] = value.dump();
-  }
-
-  std::string write(const std::string& path) const {
-    std::vector<io::TensorToWrite> list;
-    for (const auto& [name, tensor] : tensors) {
-      list.push_back({name, tensor.dtype, tensor.shape, tensor.bytes});
-    }
-    std::map<std::string, std::string> text = metadata;
-    if (text.contains("state") && text["state"].starts_with('{')) {
-      std::string members;
-      for (const auto& [name, value] : state) {
-        members += (members.empty() ? "\"" : ",\"") + name + "\":" + value;
-      }
-      text["state"] = "{" + members + "}";
-    }
-    io::write_safetensors(path, list, text);
-    return path;
-  }
-
-  /// Overwrites one element of a tensor.
-  template <class T>
-  void set(const std::string& name, std::size_t index, T value) {
-    std::vector<std::byte>& bytes = tensors.at(name).bytes;
-    REQUIRE((index + 1) * sizeof(T) <= bytes.size());
-    std::memcpy(bytes.data() + index * sizeof(T), &value, sizeof(T));
-  }
-};
 
 /// Checks that the session refuses the file in one sentence that names it and says `why`, and that
 /// its own state has the same bytes as before.
@@ -431,7 +384,7 @@ TEST_CASE("session file: what does not fit, or contradicts itself, is refused in
   const TemporaryFolder folder;
   FloatSession session = reader();
   session.save(folder.path("state"));
-  const Parts good(folder.path("state"));
+  const Parts good(folder.path("state"), "state");
   session.read(text(30, 8));
   const auto refused = [&](std::string_view why, const auto& spoil) {
     Parts parts = good;
@@ -448,43 +401,43 @@ TEST_CASE("session file: what does not fit, or contradicts itself, is refused in
     refused("expected an object", [](Parts& p) { p.metadata["state"] = "[1]"; });
     refused("expected an object", [](Parts& p) { p.metadata["state"] = "null"; });
     refused("at byte", [](Parts& p) { p.metadata["state"] = "}"; });
-    refused("occurs twice", [](Parts& p) { p.state["tokens"] = "43,\"tokens\":43"; });
-    refused("a different model", [](Parts& p) { p.state["model"] = "\"0\""; });
-    refused("what learns", [](Parts& p) { p.state["learns"] = "\"0\""; });
-    refused("a different chunk", [](Parts& p) { p.state["chunk"] = "16"; });
-    refused("a different chunk", [](Parts& p) { p.state["chunk"] = "0"; });
+    refused("occurs twice", [](Parts& p) { p.members["tokens"] = "43,\"tokens\":43"; });
+    refused("a different model", [](Parts& p) { p.members["model"] = "\"0\""; });
+    refused("what learns", [](Parts& p) { p.members["learns"] = "\"0\""; });
+    refused("a different chunk", [](Parts& p) { p.members["chunk"] = "16"; });
+    refused("a different chunk", [](Parts& p) { p.members["chunk"] = "0"; });
   }
   SUBCASE("members that are missing, or of another kind") {
-    for (const auto& member : good.state) {
+    for (const auto& member : good.members) {
       const std::string& name = member.first;
       CAPTURE(name);
-      refused('"' + name + "\" is missing", [&](Parts& p) { p.state.erase(name); });
-      refused(name + ": expected", [&](Parts& p) { p.state[name] = "[]"; });
-      refused(name + ": expected", [&](Parts& p) { p.state[name] = "true"; });
+      refused('"' + name + "\" is missing", [&](Parts& p) { p.members.erase(name); });
+      refused(name + ": expected", [&](Parts& p) { p.members[name] = "[]"; });
+      refused(name + ": expected", [&](Parts& p) { p.members[name] = "true"; });
     }
     for (const char* name : {"model", "learns", "random_seed", "random_counter"}) {
-      refused("expected a hexadecimal number", [&](Parts& p) { p.state[name] = "\"\""; });
-      refused("expected a hexadecimal number", [&](Parts& p) { p.state[name] = "\"-1\""; });
-      refused("expected a hexadecimal number", [&](Parts& p) { p.state[name] = "\" 1\""; });
-      refused("expected a hexadecimal number", [&](Parts& p) { p.state[name] = "\"0x1\""; });
+      refused("expected a hexadecimal number", [&](Parts& p) { p.members[name] = "\"\""; });
+      refused("expected a hexadecimal number", [&](Parts& p) { p.members[name] = "\"-1\""; });
+      refused("expected a hexadecimal number", [&](Parts& p) { p.members[name] = "\" 1\""; });
+      refused("expected a hexadecimal number", [&](Parts& p) { p.members[name] = "\"0x1\""; });
       refused("expected a hexadecimal number",
-              [&](Parts& p) { p.state[name] = "\"10000000000000000\""; });
-      refused("expected a string", [&](Parts& p) { p.state[name] = "1"; });
+              [&](Parts& p) { p.members[name] = "\"10000000000000000\""; });
+      refused("expected a string", [&](Parts& p) { p.members[name] = "1"; });
     }
     for (const char* name : {"chunk", "tokens", "inner_steps", "skipped_steps", "clipped_steps"}) {
       for (const char* value : {"1.5", "8.0", "1e2", "\"8\"", "null", "1e300",
                                 "9223372036854775808", "-9223372036854775809"}) {
-        refused("expected an integer", [&](Parts& p) { p.state[name] = value; });
+        refused("expected an integer", [&](Parts& p) { p.members[name] = value; });
       }
       for (const char* value : {"-1", "-9223372036854775808", "9223372036854775807"}) {
-        refused("out of range", [&](Parts& p) { p.state[name] = value; });
+        refused("out of range", [&](Parts& p) { p.members[name] = value; });
       }
     }
   }
   SUBCASE("counters") {
     const auto counters = [&](std::string_view why, std::map<std::string, std::string> values) {
       refused(why, [&](Parts& p) {
-        for (const auto& [name, value] : values) p.state[name] = value;
+        for (const auto& [name, value] : values) p.members[name] = value;
       });
     };
     counters("contradict", {{"inner_steps", "6"}});
@@ -562,7 +515,7 @@ TEST_CASE("session file: what does not fit, or contradicts itself, is refused in
   }
   SUBCASE("what is merely unknown is let through") {
     Parts parts = good;
-    parts.state["later"] = "[1,2]";
+    parts.members["later"] = "[1,2]";
     parts.metadata["later"] = "";
     session.load(parts.write(folder.path("later")));
     CHECK(test::same_state(session, reader()));

@@ -16,6 +16,7 @@
 #include <doctest/doctest.h>
 
 #include "limits.hpp"
+#include "parts.hpp"
 #include "temporary.hpp"
 #include <ttt/backend/eigen/backend.hpp>
 #include <ttt/inner/session.hpp>
@@ -29,6 +30,7 @@ using namespace ttt;
 using ttt_test::contains;
 using ttt_test::content_of;
 using ttt_test::FileSizeLimit;
+using ttt_test::Parts;
 using ttt_test::TemporaryFolder;
 using ttt_test::thrown;
 
@@ -79,7 +81,7 @@ Weights<Model, B> weights() {
   if (!Model::is_windowed) sizes.window = 0;
   if (Model::prefix_depth == dynamic) sizes.prefix_blocks = 2;
   if (Model::suffix_depth == dynamic) sizes.suffix_blocks = 1;
-  const auto fresh = test::tiny_weights<Model>(B(1), sizes);
+  auto fresh = test::tiny_weights<Model>(B(1), sizes);
   Random random{3};  // norms that are not all ones
   test::change(fresh, [&](const ParameterName& name, std::span<float> values) {
     if (name.role != Role::Norm) return;
@@ -107,63 +109,21 @@ std::vector<float> scores(const Weights<Model, B>& weights) {
   return session.read(test::tokens(random, 50, 61)).nll;
 }
 
-/// A model's file taken apart, to be put together wrongly.
-struct Parts {
-  struct Tensor {
-    DType dtype = DType::F32;
-    std::vector<Index> shape;
-    std::vector<std::byte> bytes;
-  };
-  std::map<std::string, Tensor> tensors;
-  std::map<std::string, std::string> metadata;
-  std::map<std::string, std::string> config;  // its members, as JSON
-
-  explicit Parts(const std::string& path) {
-    const auto file = io::SafeTensors::open(path);
-    metadata = file->metadata();
-    for (const io::TensorInfo& info : file->tensors()) {
-      const auto bytes = file->bytes(info);
-      tensors[info.name] = {info.dtype, info.shape, {bytes.begin(), bytes.end()}};
+/// Makes every tensor one of another type of float.
+template <class To>
+void convert(Parts& parts) {
+  for (auto& [name, tensor] : parts.tensors) {
+    std::vector<std::byte> bytes(tensor.bytes.size() / sizeof(float) * sizeof(To));
+    for (std::size_t i = 0; i < bytes.size() / sizeof(To); ++i) {
+      float value = 0;
+      std::memcpy(&value, tensor.bytes.data() + i * sizeof value, sizeof value);
+      const To other = test::cast<To>(value);
+      std::memcpy(bytes.data() + i * sizeof other, &other, sizeof other);
     }
-    const io::Json json = io::Json::parse(metadata.at("config"));
-    for (const auto& [name, value] : json.object().members()) config[name] = value.dump();
+    tensor.bytes = std::move(bytes);
+    tensor.dtype = dtype_of<To>;
   }
-
-  std::string text() const {
-    std::string members;
-    for (const auto& [name, value] : config) {
-      members += (members.empty() ? "\"" : ",\"") + name + "\":" + value;
-    }
-    return "{" + members + "}";
-  }
-
-  std::string write(const std::string& path) const {
-    std::vector<io::TensorToWrite> list;
-    for (const auto& [name, tensor] : tensors) {
-      list.push_back({name, tensor.dtype, tensor.shape, tensor.bytes});
-    }
-    auto all = metadata;
-    if (all.contains("config") && all["config"].starts_with('{')) all["config"] = text();
-    io::write_safetensors(path, list, all);
-    return path;
-  }
-
-  /// Every tensor as another type of float.
-  template <class To>
-  void convert() {
-    for (auto& [name, tensor] : tensors) {
-      std::vector<std::byte> bytes(tensor.bytes.size() / sizeof(float) * sizeof(To));
-      for (std::size_t i = 0; i < bytes.size() / sizeof(To); ++i) {
-        float value = 0;
-        std::memcpy(&value, tensor.bytes.data() + i * sizeof value, sizeof value);
-        const To other = test::cast<To>(value);
-        std::memcpy(bytes.data() + i * sizeof other, &other, sizeof other);
-      }
-      tensor.bytes = std::move(bytes);
-      tensor.dtype = dtype_of<To>;
-    }
-  }
-};
+}
 
 const std::string norm_name = "language_model.model.ln_f.weight";
 const std::string w1_name = "language_model.model.h.blocks.feed_forward.w1.weight";
@@ -202,14 +162,12 @@ TEST_CASE_TEMPLATE("save: every structure comes back with the same bits", Model,
 
 TEST_CASE_TEMPLATE("save: a file read as another structure is refused, and says why", Model,
                    TTT_TEST_EVERY_MODEL) {
-  const TemporaryFolder folder;
-  const std::string path = folder.path("model");
-  save(weights<Model>(), path);
+  const io::Json stored = io::write_config<Model>(weights<Model>().config());
   const auto refused = [&]<class Other>() {
     if constexpr (!std::is_same_v<Other, Model>) {
-      const std::string what = thrown<FormatError>([&] { load<Other>(path, B(1)); });
+      const std::string what = thrown<FormatError>([&] { io::read_config<Other>(stored, "it"); });
       CAPTURE(what);
-      CHECK(contains(what, path + ": config: the file does not hold this type of model: "));
+      CHECK(contains(what, "it: the file does not hold this type of model: "));
     }
   };
   refused.template operator()<Separate>();
@@ -268,8 +226,8 @@ TEST_CASE("save: a model that the schema has no words for is not written") {
 TEST_CASE_TEMPLATE("load: tensors of every float type, stacked over blocks", T, double, bfloat16) {
   const TemporaryFolder folder;
   save(weights<Learning>(), folder.path("model"));
-  Parts parts(folder.path("model"));
-  parts.convert<T>();
+  Parts parts(folder.path("model"), "config");
+  convert<T>(parts);
   const auto loaded = load<Learning>(parts.write(folder.path("other")), B(1));
   auto want = values(weights<Learning>());
   for (auto& tensor : want) {
@@ -298,7 +256,7 @@ TEST_CASE("load: tensors that are not aligned are copied") {
 TEST_CASE("load: a prefix of the names, and members that the file lacks") {
   const TemporaryFolder folder;
   save(weights<Learning>(), folder.path("model"));
-  Parts parts(folder.path("model"));
+  Parts parts(folder.path("model"), "config");
   Parts renamed = parts;
   renamed.tensors.clear();
   for (const auto& [name, tensor] : parts.tensors) renamed.tensors["params." + name] = tensor;
@@ -307,7 +265,7 @@ TEST_CASE("load: a prefix of the names, and members that the file lacks") {
   CHECK(model_hash(load<Learning>(path, B(1), {.prefix = "params."})) ==
         model_hash(weights<Learning>()));
 
-  parts.config.erase("rope_theta");
+  parts.members.erase("rope_theta");
   const std::string lacking = parts.write(folder.path("lacking"));
   const io::Json::Object extra({{"rope_theta", 12345.678901234567}});
   CHECK(model_hash(load<Learning>(lacking, B(1), {.config = extra})) ==
@@ -320,7 +278,7 @@ TEST_CASE("load: a prefix of the names, and members that the file lacks") {
 TEST_CASE("load: what is wrong with a configuration is said in one sentence that names the file") {
   const TemporaryFolder folder;
   save(weights<AnyDepth>(), folder.path("model"));
-  const Parts good(folder.path("model"));
+  const Parts good(folder.path("model"), "config");
   const std::string path = folder.path("spoilt");
   const auto refused = [&](std::string_view why, const auto& spoil) {
     Parts parts = good;
@@ -336,7 +294,7 @@ TEST_CASE("load: what is wrong with a configuration is said in one sentence that
   const auto refused_with = [&](std::string_view why,
                                 const std::map<std::string, std::string>& values) {
     refused(why, [&](Parts& p) {
-      for (const auto& [name, value] : values) p.config[name] = value;
+      for (const auto& [name, value] : values) p.members[name] = value;
     });
   };
 
@@ -349,7 +307,7 @@ TEST_CASE("load: what is wrong with a configuration is said in one sentence that
     for (const char* text : {"", " ", "nul", "SWA"}) {
       refused("config: at byte", [&](Parts& p) { p.metadata["config"] = text; });
     }
-    refused("is missing", [](Parts& p) { p.config.clear(); });
+    refused("is missing", [](Parts& p) { p.members.clear(); });
   }
   SUBCASE("text that is not JSON") {
     for (const char* value : {"", "NaN", "nan", "Infinity", "-Infinity", "+1", "01", ".5", "0x10",
@@ -368,13 +326,13 @@ TEST_CASE("load: what is wrong with a configuration is said in one sentence that
         "tie_word_embeddings", "sliding_window_size"};
     for (const std::string& name : required) {
       CAPTURE(name);
-      REQUIRE(good.config.contains(name));
-      refused("\"" + name + "\" is missing", [&](Parts& p) { p.config.erase(name); });
+      REQUIRE(good.members.contains(name));
+      refused("\"" + name + "\" is missing", [&](Parts& p) { p.members.erase(name); });
       refused_with(name + ": expected", {{name, "null"}});
     }
   }
   SUBCASE("members of the wrong kind") {
-    for (const auto& member : good.config) {
+    for (const auto& member : good.members) {
       const std::string &name = member.first, &value = member.second;
       CAPTURE(name);
       for (const char* other : {"[]", "{}", "[1]"}) {
@@ -412,7 +370,7 @@ TEST_CASE("load: what is wrong with a configuration is said in one sentence that
     for (const char* name : {"rope_theta", "rms_norm_eps"}) {
       for (const char* value : {"0", "0.0", "-0.0", "-1", "-1e308", "1e-999"}) {
         CAPTURE(value);
-        refused("config: ", [&](Parts& p) { p.config[name] = value; });
+        refused("config: ", [&](Parts& p) { p.members[name] = value; });
       }
     }
   }
@@ -452,9 +410,9 @@ TEST_CASE("load: what is wrong with a configuration is said in one sentence that
   }
   SUBCASE("values that are odd and allowed") {
     Parts parts = good;
-    parts.config["sliding_window_size"] = parts.config["mini_batch_size"] = "1073741824";
-    parts.config["rope_theta"] = parts.config["rms_norm_eps"] = "1e308";
-    parts.config["later"] = "[{}]";
+    parts.members["sliding_window_size"] = parts.members["mini_batch_size"] = "1073741824";
+    parts.members["rope_theta"] = parts.members["rms_norm_eps"] = "1e308";
+    parts.members["later"] = "[{}]";
     const auto loaded = load<AnyDepth>(parts.write(path), B(1));
     CHECK(loaded.config().window == Index{1} << 30);
     CHECK(loaded.config().rope_base == 1e308);
@@ -463,9 +421,9 @@ TEST_CASE("load: what is wrong with a configuration is said in one sentence that
                              "qk_norm", "pre_norm", "post_norm"}) {
       Parts other = good;
       if (std::string_view(name) != "num_key_value_heads" && std::string_view(name) != "head_dim") {
-        other.config[name] = "null";
+        other.members[name] = "null";
         CHECK_NOTHROW(load<AnyDepth>(other.write(path), B(1)));
-        other.config.erase(name);
+        other.members.erase(name);
         CHECK_NOTHROW(load<AnyDepth>(other.write(path), B(1)));
       }
     }
