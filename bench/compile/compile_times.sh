@@ -15,8 +15,8 @@ trap 'rm -rf "$work"' EXIT
 seconds() { # SOURCE: the least of three, user and system together
   local TIMEFORMAT='%U %S'
   for _ in 1 2 3; do
-    { time "$cxx" -std=c++20 -O0 -Iinclude -isystem "$eigen" -c "$1" -o "$work/unit.o" \
-      2>"$work/log" || { cat "$work/log" >&2; exit 1; }; } 2>&1
+    { time "$cxx" -std=c++20 -O0 -DTTT_EXAMPLE_MODELS='""' -Iinclude -isystem "$eigen" \
+      -c "$1" -o "$work/unit.o" 2>"$work/log" || { cat "$work/log" >&2; exit 1; }; } 2>&1
   done | awk 'NF != 2 { print > "/dev/stderr"; bad = 1; next }
               { t = $1 + $2; if (!n++ || t < best) best = t }
               END { if (bad || n != 3) exit 1; printf "%.2f", best }'
