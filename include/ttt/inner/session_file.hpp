@@ -139,7 +139,9 @@ class StateReader {
 
  public:
   StateReader(const std::string& path, const B& backend, const StateIdentity& identity)
-      : file_(io::SafeTensors::open(path)), backend_(backend), identity_(identity) {}
+      : file_(io::SafeTensors::open(path, io::Read::Copy)),
+        backend_(backend),
+        identity_(identity) {}
 
   SessionState<B> read() const {
     if (text("format") != state_format) reject("it is not a saved session");
