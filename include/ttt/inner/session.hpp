@@ -75,8 +75,8 @@ class Session {
   ///
   /// Throws, before anything changes, when a token is outside the vocabulary, the text would
   /// outgrow max_tokens, or an option has the wrong size; NonFiniteError when a score is not
-  /// finite. What fails later (also a callback) is thrown as ReadError with the state at a chunk
-  /// boundary.
+  /// finite. What fails after some of the tokens were consumed (also a callback) is thrown as
+  /// ReadError, which says how many.
   Report read(std::span<const Token> tokens, const ReadOptions<Scalar>& options = {}) {
     return read_elements(tokens.data(), static_cast<Index>(tokens.size()), options);
   }
