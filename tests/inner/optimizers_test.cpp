@@ -201,6 +201,14 @@ TEST_CASE("learner: which parameters learn") {
   }
 }
 
+TEST_CASE("learner: what lies in the prefix never learns, a DualMLP neither") {
+  using Model = LanguageModel<Stack<1, TinyLearning>, Stack<2, TinyLearning>>;
+  const auto weights = tiny_weights<Model>(Cpu(1));
+  Session session(weights, InnerLoop<Sgd>{.chunk = C});
+  CHECK(session.learned_size() == 2 * 3 * 16 * 24);
+  CHECK(session.read(text(4 * C)).inner_steps == 3);
+}
+
 TEST_CASE("a user's optimizer: its slots and its count of steps are the session's") {
   const auto weights = tiny_weights(Cpu(1));
   const InnerLoop<Adam> learner{.chunk = C, .optimizer = {.rate = 0.01f}};
