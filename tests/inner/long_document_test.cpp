@@ -6,6 +6,7 @@
 #include <fstream>
 #include <span>
 #include <string>
+#include <string_view>
 #include <support/models.hpp>
 #include <time.h>
 #include <unistd.h>
@@ -31,7 +32,7 @@ double resident() {
 /// What this thread has computed so far, in seconds: other programs do not count.
 double seconds() {
   timespec now{};
-  REQUIRE(::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now) == 0);
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
@@ -63,33 +64,45 @@ TEST_SUITE("slow") {
 
     std::vector<float> nll(piece);
     std::string buffer;
-    const auto read = [&](Reader& reader, std::size_t at) {
+    std::vector<double> chunks, young_chunks;
+    const auto fill = [&](std::size_t at) {
       buffer.clear();
       while (buffer.size() < piece) {
         const std::size_t from = (at + buffer.size()) % text.size();
         buffer.append(text, from, piece - buffer.size());
       }
-      const double before = seconds();
-      reader.read(buffer, {.nll = nll});
-      return (seconds() - before) / static_cast<double>(piece);
+    };
+    const auto timed = [&](Reader& reader, std::string_view part, std::vector<double>& into) {
+      double last = seconds();
+      const auto tick = [&](Index, Index) {
+        const double now = seconds();
+        into.push_back(now - last);
+        last = now;
+      };
+      reader.read(part, {.nll = nll, .progress = tick});
     };
 
-    // Now and then a young session, two pieces old, reads the same, so that what the machine does
-    // meanwhile, its clock say, changes both.
-    read(session, 0);
-    read(session, piece);
-    const auto childhood = session.snapshot();
+    // Now and then a young session reads the same piece, turn by turn with the old one, so that
+    // what happens to the machine meanwhile, its clock say, happens to both.
     double before = 0;
     std::vector<double> early, late;
-    std::size_t at = 2 * piece;
+    std::size_t at = 0;
     for (std::size_t i = 0; at < all; ++i, at += piece) {
       if (before == 0 && at >= settled) before = resident();
-      const double took = read(session, at);
-      if (i % 8 != 0) continue;
-      young.restore(childhood);
-      const double young_took = read(young, at);
-      if (at < all / 3) early.push_back(took / young_took);
-      if (at > all / 3 * 2) late.push_back(took / young_took);
+      fill(at);
+      if (i % 8 != 1) {
+        session.read(buffer, {.nll = nll});
+        continue;
+      }
+      chunks.clear();
+      young_chunks.clear();
+      for (std::size_t from = 0; from < piece; from += 256) {
+        timed(session, std::string_view(buffer).substr(from, 256), chunks);
+        timed(young, std::string_view(buffer).substr(from, 256), young_chunks);
+      }
+      const double ratio = median(chunks) / median(young_chunks);
+      if (at < all / 3) early.push_back(ratio);
+      if (at > all / 3 * 2) late.push_back(ratio);
     }
     const double grown = resident() - before;
     CHECK(session.counters().tokens >= static_cast<Index>(all));
