@@ -19,7 +19,7 @@ using Reference = reference::Backend<float>;
 struct Block {
   Index time;
   AttentionShape shape;
-  std::vector<float> q, keys, values, o, lse, dq, dkeys, dvalues;
+  std::vector<float> q, keys, values, o, lse, dq, dkeys, dvalues, to, tlse;
   Cache<const float> k, v;
 
   explicit Block(const benchmark::State& state)
@@ -37,6 +37,8 @@ struct Block {
         dq(q),
         dkeys(q),
         dvalues(q),
+        to(q),
+        tlse(lse),
         k{keys.data(), shape.key_heads, slots(), shape.head_dim},
         v{values.data(), shape.key_heads, slots(), shape.head_dim} {}
 
@@ -52,13 +54,30 @@ struct Block {
   }
 
   View<float> matrix(std::vector<float>& flat) const { return {flat.data(), time, width()}; }
+  View<float> sums(std::vector<float>& flat) const { return {flat.data(), shape.heads, time}; }
   void forward(const auto& backend) {
-    backend.attention(matrix(q), k, v, shape, matrix(o), {lse.data(), shape.heads, time});
+    backend.attention(matrix(q), k, v, shape, matrix(o), sums(lse));
   }
   void backward(const auto& backend) {
-    backend.attention_backward(matrix(q), k, v, shape, matrix(o),
-                               View<float>(lse.data(), shape.heads, time), matrix(q), matrix(dq),
-                               matrix(dkeys), matrix(dvalues));
+    backend.attention_backward(matrix(q), k, v, shape, matrix(o), sums(lse), matrix(q), matrix(dq),
+                               matrix(dkeys), matrix(dvalues), shape.position);
+  }
+  /// Everything moves along the queries, which takes as long as anything.
+  void tangent(const auto& backend) {
+    const View<float> along = matrix(q);
+    backend.attention_tangent(along, along, k, v, along, along, shape, matrix(o), sums(lse),
+                              matrix(to), sums(tlse));
+  }
+  /// `before`: how many earlier keys have gradients.
+  void backward_tangent(const auto& backend, Index before) {
+    const View<float> along = matrix(q);
+    const Index rows = before + time;
+    dkeys.resize(static_cast<std::size_t>(rows * width()));
+    dvalues.resize(dkeys.size());
+    backend.attention_backward_tangent(
+        along, along, k, v, along, along, shape, matrix(o), matrix(to), sums(lse), sums(tlse),
+        along, along, matrix(dq), View<float>(dkeys.data(), rows, width()),
+        View<float>(dvalues.data(), rows, width()), shape.position - before);
   }
 };
 
@@ -85,6 +104,33 @@ void attention_backward(benchmark::State& state) {
   rate(state, "tokens/s", static_cast<double>(block.time));
 }
 
+template <class B>
+void attention_tangent(benchmark::State& state) {
+  Block block(state);
+  block.forward(machine<B>());
+  for (auto _ : state) {
+    block.tangent(machine<B>());
+    benchmark::ClobberMemory();
+  }
+  flops(state, 2 * (3 * block.pairs() + 2 * block.own_pairs()));
+  rate(state, "tokens/s", static_cast<double>(block.time));
+}
+
+/// All keys of the window have gradients, as in the outer loop, or the block's own only.
+template <class B, bool All = true>
+void attention_backward_tangent(benchmark::State& state) {
+  Block block(state);
+  block.forward(machine<B>());
+  block.tangent(machine<B>());
+  for (auto _ : state) {
+    block.backward_tangent(machine<B>(), All ? block.shape.window - 1 : 0);
+    benchmark::ClobberMemory();
+  }
+  flops(state, 2 * (All ? 9 * block.pairs() + 3 * block.own_pairs()
+                        : 5 * block.pairs() + 7 * block.own_pairs()));
+  rate(state, "tokens/s", static_cast<double>(block.time));
+}
+
 void shapes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"W", "T", "D"})->UseRealTime();
   for (int window : {128, 512, 2048}) b->Args({window, 128, 64});
@@ -103,5 +149,18 @@ BENCHMARK_TEMPLATE(attention_backward, Reference)
     ->Name("attention_backward/reference")
     ->Apply(small_shape);
 BENCHMARK_TEMPLATE(attention_backward, Cpu)->Name("attention_backward/eigen")->Apply(shapes);
+BENCHMARK_TEMPLATE(attention_tangent, Reference)
+    ->Name("attention_tangent/reference")
+    ->Apply(small_shape);
+BENCHMARK_TEMPLATE(attention_tangent, Cpu)->Name("attention_tangent/eigen")->Apply(shapes);
+BENCHMARK_TEMPLATE(attention_backward_tangent, Reference)
+    ->Name("attention_backward_tangent/reference")
+    ->Apply(small_shape);
+BENCHMARK_TEMPLATE(attention_backward_tangent, Cpu)
+    ->Name("attention_backward_tangent/eigen")
+    ->Apply(shapes);
+BENCHMARK_TEMPLATE(attention_backward_tangent, Cpu, false)
+    ->Name("attention_backward_tangent_own/eigen")
+    ->Apply(shapes);
 
 }  // namespace

@@ -68,6 +68,26 @@ void rms_norm_backward(benchmark::State& state) {
 }
 
 template <class B>
+void rms_norm_tangent(benchmark::State& state) {
+  Rows m(state, 3);
+  auto tinverse = m.inverse;
+  measure(state, 3, [&] {
+    machine<B>().rms_norm_tangent(m[0], m[1], m.norm(m.width), m.inverses(1), {}, m[2],
+                                  View<float>(tinverse.data(), m.time, 1));
+  });
+}
+
+template <class B>
+void rms_norm_backward_tangent(benchmark::State& state) {
+  Rows m(state, 5);
+  const View<float> dscale(m.dscale.data(), 1, m.width);
+  measure(state, 5, [&] {
+    machine<B>().rms_norm_backward_tangent(m[0], m[1], m.norm(m.width), m.inverses(1),
+                                           m.inverses(1), m[2], m[3], m[4], Write::Replace, dscale);
+  });
+}
+
+template <class B>
 void swiglu(benchmark::State& state) {
   Rows m(state, 3);
   measure(state, 3, [&] { machine<B>().swiglu(m[0], m[1], m[2]); });
@@ -77,6 +97,20 @@ template <class B>
 void swiglu_backward(benchmark::State& state) {
   Rows m(state, 5);
   measure(state, 5, [&] { machine<B>().swiglu_backward(m[0], m[1], m[2], m[3], m[4]); });
+}
+
+template <class B>
+void swiglu_tangent(benchmark::State& state) {
+  Rows m(state, 5);
+  measure(state, 5, [&] { machine<B>().swiglu_tangent(m[0], m[1], m[2], m[3], m[4]); });
+}
+
+template <class B>
+void swiglu_backward_tangent(benchmark::State& state) {
+  Rows m(state, 8);
+  measure(state, 8, [&] {
+    machine<B>().swiglu_backward_tangent(m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7]);
+  });
 }
 
 template <class B, RopeLayout Layout>
@@ -103,6 +137,32 @@ void head_norm_rope_backward(benchmark::State& state) {
   });
 }
 
+template <class B, RopeLayout Layout>
+void head_norm_rope_tangent(benchmark::State& state) {
+  constexpr Index d = 64;
+  Rows m(state, 3);
+  const auto angles = numbers(m.time * d);
+  auto tinverse = m.inverse;
+  measure(state, 3, [&] {
+    machine<B>().head_norm_rope_tangent(m[0], m[1], m.norm(d), m.inverses(m.width / d),
+                                        View<const float>(angles.data(), m.time, d), Layout, m[2],
+                                        View<float>(tinverse.data(), m.time, m.width / d));
+  });
+}
+
+template <class B, RopeLayout Layout>
+void head_norm_rope_backward_tangent(benchmark::State& state) {
+  constexpr Index d = 64;
+  Rows m(state, 5);
+  const auto angles = numbers(m.time * d);
+  const View<float> dscale(m.dscale.data(), 1, d), inverses = m.inverses(m.width / d);
+  measure(state, 5, [&] {
+    machine<B>().head_norm_rope_backward_tangent(m[0], m[1], m.norm(d), inverses, inverses,
+                                                 View<const float>(angles.data(), m.time, d),
+                                                 Layout, m[2], m[3], m[4], dscale);
+  });
+}
+
 template <class B>
 void rope_angles(benchmark::State& state) {
   Rows m(state, 1);
@@ -121,10 +181,20 @@ void embed(benchmark::State& state) {
 }
 
 template <class B>
-void sum_of_squares(benchmark::State& state) {
+void embed_backward(benchmark::State& state) {
+  Rows m(state, 1);
+  auto table = numbers(1024 * m.width);
+  const auto ids = bench::tokens(m.time, 1024);
+  measure(state, 3, [&] {
+    machine<B>().embed_backward(ids.data(), m[0], View<float>(table.data(), 1024, m.width));
+  });
+}
+
+template <class B>
+void dot(benchmark::State& state) {
   const auto x = numbers(state.range(0));
   for (auto _ : state)
-    benchmark::DoNotOptimize(machine<B>().sum_of_squares(x.data(), state.range(0)));
+    benchmark::DoNotOptimize(machine<B>().dot(x.data(), x.data(), state.range(0)));
   bytes(state, 4.0 * static_cast<double>(state.range(0)));
 }
 
@@ -137,6 +207,19 @@ void axpby(benchmark::State& state) {
     benchmark::ClobberMemory();
   }
   bytes(state, 12.0 * static_cast<double>(state.range(0)));
+}
+
+template <class B>
+void adam(benchmark::State& state) {
+  const auto gradient = numbers(state.range(0));
+  auto m = gradient, v = gradient, weights = gradient;
+  for (float& x : v) x *= x;
+  const AdamStep step{.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .rate = 1e-3};
+  for (auto _ : state) {
+    machine<B>().adam(step, gradient.data(), m.data(), v.data(), weights.data(), state.range(0));
+    benchmark::ClobberMemory();
+  }
+  bytes(state, 28.0 * static_cast<double>(state.range(0)));
 }
 
 void small(benchmark::internal::Benchmark* b) {
@@ -162,12 +245,18 @@ void flat_all(benchmark::internal::Benchmark* b) {
 TTT_BOTH(rms_norm, small, all);
 TTT_BOTH(add_rms_norm, small, all);
 TTT_BOTH(rms_norm_backward, small, all);
+TTT_BOTH(rms_norm_tangent, small, all);
+TTT_BOTH(rms_norm_backward_tangent, small, all);
 TTT_BOTH(swiglu, small, all);
 TTT_BOTH(swiglu_backward, small, all);
+TTT_BOTH(swiglu_tangent, small, all);
+TTT_BOTH(swiglu_backward_tangent, small, all);
 TTT_BOTH(embed, small, all);
+TTT_BOTH(embed_backward, small, all);
 TTT_BOTH(rope_angles, angle_shapes, angle_shapes);
-TTT_BOTH(sum_of_squares, flat_small, flat_all);
+TTT_BOTH(dot, flat_small, flat_all);
 TTT_BOTH(axpby, flat_small, flat_all);
+TTT_BOTH(adam, flat_small, flat_all);
 
 #define TTT_BOTH_LAYOUTS(name)                                 \
   BENCHMARK_TEMPLATE(name, Reference, RopeLayout::Interleaved) \
@@ -183,5 +272,7 @@ TTT_BOTH(axpby, flat_small, flat_all);
 
 TTT_BOTH_LAYOUTS(head_norm_rope);
 TTT_BOTH_LAYOUTS(head_norm_rope_backward);
+TTT_BOTH_LAYOUTS(head_norm_rope_tangent);
+TTT_BOTH_LAYOUTS(head_norm_rope_backward_tangent);
 
 }  // namespace

@@ -28,6 +28,7 @@ struct LineChart {
     std::string note;  // below the label
     std::string color;
     std::vector<Point> points;  // left to right, at least one
+    bool has_dots = true;       // on its points; without them it is a thin line
   };
 
   std::string title = {};
@@ -166,8 +167,10 @@ inline std::string LineChart::svg() const {
   }
   for (const Curve& curve : curves) {
     out += "<path d=\"" + line(curve.points, false, 'M') + "\" fill=\"none\" stroke=\"" +
-           curve.color + "\" stroke-width=\"2.5\" stroke-linejoin=\"round\"/>\n";
+           curve.color + "\" stroke-width=\"" + (curve.has_dots ? "2.5" : "1.5") +
+           "\" stroke-linejoin=\"round\"/>\n";
     for (const Point& point : curve.points) {
+      if (!curve.has_dots) break;
       print(out, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3.2\" fill=\"%s\"/>\n", to_x(point.x),
             to_y(point.y), curve.color.c_str());
     }

@@ -3,8 +3,11 @@
 /// What an example asks of the system: Ctrl-C, a document in pieces, and how much memory it took.
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <cerrno>
 #include <csignal>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -47,6 +50,48 @@ class Interrupt {
  private:
   static inline volatile std::sig_atomic_t raised = 0;
   std::stop_source source_;
+};
+
+/// While it lives, the first SIGINT or SIGTERM calls request_stop() of its target, which must only
+/// set a lock-free flag; the second ends the process. One at a time.
+template <class Target>
+class StopOnSignal {
+ public:
+  explicit StopOnSignal(Target& target) {
+    target_.store(&target);
+    struct sigaction action = {};
+    action.sa_handler = &StopOnSignal::on_signal;
+    action.sa_flags = static_cast<int>(SA_RESTART);  // what is being written is finished
+    for (std::size_t i = 0; i < signals.size(); ++i) {
+      ::sigaction(signals[i], nullptr, &before_[i]);
+      // Whoever started us in the background may want us to ignore Ctrl-C.
+      if (before_[i].sa_handler != SIG_IGN) ::sigaction(signals[i], &action, nullptr);
+    }
+  }
+  ~StopOnSignal() {
+    for (std::size_t i = 0; i < signals.size(); ++i) ::sigaction(signals[i], &before_[i], nullptr);
+    target_.store(nullptr);
+  }
+  StopOnSignal(const StopOnSignal&) = delete;
+  StopOnSignal& operator=(const StopOnSignal&) = delete;
+
+ private:
+  static constexpr std::array<int, 2> signals = {SIGINT, SIGTERM};
+  static_assert(std::atomic<Target*>::is_always_lock_free);
+
+  static void on_signal(int) {
+    const int code = errno;
+    for (const int signal : signals) {
+      struct sigaction now = {};
+      ::sigaction(signal, nullptr, &now);
+      if (now.sa_handler == &StopOnSignal::on_signal) std::signal(signal, SIG_DFL);
+    }
+    if (Target* const target = target_.load()) target->request_stop();
+    errno = code;
+  }
+
+  static inline std::atomic<Target*> target_{nullptr};
+  std::array<struct sigaction, 2> before_ = {};
 };
 
 /// A file, or standard input when its name is -, in pieces: only one of them is in memory.
@@ -113,6 +158,13 @@ inline void write_file(const std::string& path, std::string_view text) {
       std::fflush(file.get()) != 0) {
     throw std::runtime_error("cannot write " + path + ": " + std::strerror(errno));
   }
+}
+
+/// What the machine has, in bytes; 0 if it does not say.
+inline std::int64_t physical_memory_bytes() {
+  const auto pages = static_cast<std::int64_t>(::sysconf(_SC_PHYS_PAGES));
+  const auto size = static_cast<std::int64_t>(::sysconf(_SC_PAGESIZE));
+  return pages > 0 && size > 0 ? pages * size : 0;
 }
 
 /// The most memory this process has had so far, in bytes.

@@ -23,33 +23,35 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-/// Shows tokens done, their rate and the time left on standard error, ten times a second at most;
-/// where that is not a terminal, shows nothing. The line goes away when the object does.
-class Progress {
- public:
-  explicit Progress(std::string what) : what_(std::move(what)), shows_(::isatty(STDERR_FILENO)) {}
-  ~Progress() { clear(); }
-  Progress(const Progress&) = delete;
-  Progress& operator=(const Progress&) = delete;
+inline std::string in_words(double seconds) {
+  char text[32];
+  const long long whole = static_cast<long long>(seconds + 0.5);
+  if (whole < 60) {
+    std::snprintf(text, sizeof text, "%lld s", whole);
+  } else if (whole < 3600) {
+    std::snprintf(text, sizeof text, "%lld min %02lld s", whole / 60, whole % 60);
+  } else {
+    std::snprintf(text, sizeof text, "%lld h %02lld min", whole / 3600, whole / 60 % 60);
+  }
+  return text;
+}
 
-  /// `total` is 0 when it is not known.
-  void update(std::int64_t done, std::int64_t total) {
-    if (!shows_) return;
-    const double now = watch_.seconds();
-    if (now - shown_at_ < 0.1) return;
-    shown_at_ = now;
-    const double rate = static_cast<double>(done) / now;
-    char line[128];
-    if (total > 0) {
-      const double left = rate > 0 ? static_cast<double>(total - done) / rate : 0;
-      std::snprintf(line, sizeof line, "%s %lld of %lld tokens, %.0f tokens/s, %s left",
-                    what_.c_str(), static_cast<long long>(done), static_cast<long long>(total),
-                    rate, duration(left).c_str());
-    } else {
-      std::snprintf(line, sizeof line, "%s %lld tokens, %.0f tokens/s", what_.c_str(),
-                    static_cast<long long>(done), rate);
-    }
-    std::fprintf(stderr, "\r%.79s\033[K", line);
+/// One line on standard error that is written over and over, ten times a second at most; where that
+/// is not a terminal, there is none. It goes away when the object does.
+class StatusLine {
+ public:
+  StatusLine() : shows_(::isatty(STDERR_FILENO) != 0) {}
+  ~StatusLine() { clear(); }
+  StatusLine(const StatusLine&) = delete;
+  StatusLine& operator=(const StatusLine&) = delete;
+
+  /// Whether show() would show anything now.
+  bool is_due() const { return shows_ && watch_.seconds() - shown_at_ >= 0.1; }
+
+  void show(const std::string& line) {
+    if (!is_due()) return;
+    shown_at_ = watch_.seconds();
+    std::fprintf(stderr, "\r%.79s\033[K", line.c_str());
     std::fflush(stderr);
     is_there_ = true;
   }
@@ -60,23 +62,37 @@ class Progress {
   }
 
  private:
-  static std::string duration(double seconds) {
-    char text[32];
-    const long long whole = static_cast<long long>(seconds + 0.5);
-    if (whole < 60) {
-      std::snprintf(text, sizeof text, "%lld s", whole);
-    } else if (whole < 3600) {
-      std::snprintf(text, sizeof text, "%lld min %02lld s", whole / 60, whole % 60);
-    } else {
-      std::snprintf(text, sizeof text, "%lld h %02lld min", whole / 3600, whole / 60 % 60);
-    }
-    return text;
-  }
-
-  std::string what_;
   bool shows_;
   bool is_there_ = false;
   double shown_at_ = -1;
+  Stopwatch watch_;
+};
+
+/// Shows tokens done, their rate and the time left.
+class Progress {
+ public:
+  explicit Progress(std::string what) : what_(std::move(what)) {}
+
+  /// `total` is 0 when it is not known.
+  void update(std::int64_t done, std::int64_t total) {
+    if (!line_.is_due()) return;
+    const double rate = static_cast<double>(done) / watch_.seconds();
+    char line[128];
+    if (total > 0) {
+      const double left = rate > 0 ? static_cast<double>(total - done) / rate : 0;
+      std::snprintf(line, sizeof line, "%s %lld of %lld tokens, %.0f tokens/s, %s left",
+                    what_.c_str(), static_cast<long long>(done), static_cast<long long>(total),
+                    rate, in_words(left).c_str());
+    } else {
+      std::snprintf(line, sizeof line, "%s %lld tokens, %.0f tokens/s", what_.c_str(),
+                    static_cast<long long>(done), rate);
+    }
+    line_.show(line);
+  }
+
+ private:
+  std::string what_;
+  StatusLine line_;
   Stopwatch watch_;
 };
 

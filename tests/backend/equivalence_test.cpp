@@ -7,6 +7,7 @@
 #include <limits>
 #include <support/equivalence.hpp>
 #include <support/matrix.hpp>
+#include <support/primitives.hpp>
 #include <support/random.hpp>
 #include <thread>
 #include <vector>
@@ -17,41 +18,6 @@ namespace {
 
 using namespace ttt;
 using namespace ttt::test;
-
-constexpr Index row_counts[] = {1, 2, 3, 4, 5, 7, 8, 9, 63, 64, 65, 130, 257};
-constexpr Index col_counts[] = {1, 3, 8, 17, 31, 33, 48, 61, 100};
-
-/// Calls f(rows, cols) for every pair of the sizes above.
-template <class F>
-void for_shapes(const F& f) {
-  for (Index rows : row_counts) {
-    for (Index cols : col_counts) {
-      CAPTURE(rows);
-      CAPTURE(cols);
-      f(rows, cols);
-    }
-  }
-}
-
-/// A norm whose scale is absent, wide or narrow.
-template <class S>
-struct TestNorm {
-  StoredWeight<S> scale;
-  bool has_scale;
-  double eps;
-
-  static TestNorm make(Random& random, Index width, int kind, double eps = 1e-6) {
-    return {StoredWeight<S>(random, {1, width}, false, kind == 2), kind > 0, eps};
-  }
-  template <class U>
-  TestNorm<U> as() const {
-    return {scale.template as<U>(), has_scale, eps};
-  }
-  Norm<S> norm() const { return {has_scale ? scale.weight() : Weight<S>(), eps}; }
-};
-
-template <class B>
-using ScalarOf = typename B::Scalar;
 
 TEST_CASE_TEMPLATE("matmul: every form of weight", S, float, double) {
   Random random{1};
@@ -147,6 +113,21 @@ TEST_CASE_TEMPLATE("embed", S, float, double) {
         return results(std::move(out));
       });
     }
+  });
+}
+
+TEST_CASE_TEMPLATE("embed_backward: tokens that repeat add up", S, float, double) {
+  Random random{22};
+  for_shapes([&](Index rows, Index cols) {
+    const auto dout = Matrix<S>::input(random, rows, cols, 3);
+    const auto dtable = Matrix<S>::output(random, 50, cols, 2);
+    const auto ids = tokens(random, rows, rows % 2 == 0 ? 50 : 4);
+    check_equivalent<S>([&](const auto& b) {
+      using T = ScalarOf<std::decay_t<decltype(b)>>;
+      auto out = dtable.template as<T>();
+      b.embed_backward(ids.data(), dout.template as<T>().view(), out.view());
+      return results(std::move(out));
+    });
   });
 }
 
@@ -290,58 +271,9 @@ TEST_CASE_TEMPLATE("swiglu and its gradient", S, float, double) {
   });
 }
 
-/// A block of queries, and a ring with the keys and values that they see and nothing else.
-template <class S>
-struct AttentionInputs {
-  Index rows;
-  AttentionShape shape;
-  Matrix<S> q, dout;
-  Matrix<S> keys, values;  // (heads x slots, head_dim)
-
-  AttentionInputs(Random& random, Index rows_, AttentionShape shape_, Index spare, double scale = 1)
-      : rows(rows_),
-        shape(shape_),
-        q(Matrix<S>::input(random, rows, shape.heads * shape.head_dim, 3, scale)),
-        dout(Matrix<S>::input(random, rows, shape.heads * shape.head_dim, 1)),
-        keys(Matrix<S>::input(shape.key_heads * (seen() + spare), shape.head_dim)),
-        values(keys) {
-    const auto new_keys = Matrix<S>::input(random, seen(), shape.key_heads * shape.head_dim, 2);
-    const auto new_values = Matrix<S>::input(random, seen(), shape.key_heads * shape.head_dim, 2);
-    const reference::Backend<S> b;
-    const Index first = shape.first_key(shape.position);
-    b.store(new_keys.view(), {keys.view().data, shape.key_heads, seen() + spare, shape.head_dim},
-            first);
-    b.store(new_values.view(),
-            {values.view().data, shape.key_heads, seen() + spare, shape.head_dim}, first);
-  }
-
-  Index seen() const { return shape.position + rows - shape.first_key(shape.position); }
-
-  template <class T>
-  static Cache<const T> cache(const Matrix<T>& m, const AttentionShape& shape) {
-    return {m.view().data, shape.key_heads, m.view().rows / shape.key_heads, shape.head_dim};
-  }
-
-  /// Forward and backward: o, lse, dq, dkeys, dvalues.
-  template <class B>
-  auto run(const B& b) const {
-    using T = ScalarOf<B>;
-    const auto q_ = q.template as<T>(), dout_ = dout.template as<T>();
-    const auto keys_ = keys.template as<T>(), values_ = values.template as<T>();
-    const Cache<const T> k = cache(keys_, shape), v = cache(values_, shape);
-    auto o = Matrix<T>::output(rows, shape.heads * shape.head_dim, 5), dq = o;
-    auto lse = Matrix<T>::output(shape.heads, rows, 2);
-    auto dk = Matrix<T>::output(rows, shape.key_heads * shape.head_dim, 2), dv = dk;
-    b.attention(q_.view(), k, v, shape, o.view(), lse.view());
-    b.attention_backward(q_.view(), k, v, shape, o.view(), lse.view(), dout_.view(), dq.view(),
-                         dk.view(), dv.view());
-    return results(std::move(o), std::move(lse), std::move(dq), std::move(dk), std::move(dv));
-  }
-};
-
 template <class S>
 void check_attention(Random& random, Index rows, const AttentionShape& shape, Index spare,
-                     double scale = 1) {
+                     Index before = 0, double scale = 1) {
   CAPTURE(rows);
   CAPTURE(shape.heads);
   CAPTURE(shape.key_heads);
@@ -349,7 +281,8 @@ void check_attention(Random& random, Index rows, const AttentionShape& shape, In
   CAPTURE(shape.window);
   CAPTURE(shape.position);
   CAPTURE(spare);
-  const AttentionInputs<S> inputs(random, rows, shape, spare, scale);
+  CAPTURE(before);
+  const AttentionInputs<S> inputs(random, rows, shape, spare, before, scale);
   check_equivalent<S>([&](const auto& b) { return inputs.run(b); }, 5 * scale);
 }
 
@@ -364,8 +297,9 @@ TEST_CASE_TEMPLATE("attention: windows, positions and rings", S, float, double) 
         if (window == huge && position > 200) continue;
         const auto& [h, k] = heads[turn % std::size(heads)];
         const Index spare = static_cast<Index>(turn % 3) * 7;
+        const Index before = turn % 5 == 0 ? 1000 : static_cast<Index>(turn % 5 - 1) * 9;
         ++turn;
-        check_attention<S>(random, rows, {h, k, 16, window, position}, spare);
+        check_attention<S>(random, rows, {h, k, 16, window, position}, spare, before);
       }
     }
   }
@@ -376,7 +310,7 @@ TEST_CASE_TEMPLATE("attention: sizes of a head", S, float, double) {
   for (Index d : {1, 2, 8, 16, 33, 64, 80, 128, 250, 256}) {
     for (Index rows : {1, 2, 3, 70}) {
       check_attention<S>(random, rows, {2, 1, d, 20, 0}, 0);
-      check_attention<S>(random, rows, {1, 1, d, 150, 140}, 1);
+      check_attention<S>(random, rows, {1, 1, d, 150, 140}, 1, 130);
     }
   }
 }
@@ -385,8 +319,18 @@ TEST_CASE_TEMPLATE("attention: scores far from zero", S, float, double) {
   Random random{10};
   for (Index rows : {1, 2, 7, 70, 130}) {
     for (Index window : {5, 100, 1000}) {
-      check_attention<S>(random, rows, {2, 2, 64, window, 300}, 0, 30);
+      check_attention<S>(random, rows, {2, 2, 64, window, 300}, 0, 50, 30);
     }
+  }
+}
+
+TEST_CASE_TEMPLATE("attention: gradients of some or none of the block's own keys", S, float,
+                   double) {
+  Random random{23};
+  for (Index skipped : {1, 5, 64, 69, 70}) {
+    AttentionInputs<S> inputs(random, 70, {2, 1, 16, 30, 50}, 0);
+    inputs.first += skipped;
+    check_equivalent<S>([&](const auto& b) { return inputs.run(b); }, 5);
   }
 }
 
@@ -484,12 +428,32 @@ TEST_CASE_TEMPLATE("flat vectors", S, float, double) {
         return results(std::move(out));
       });
     }
-    const auto in_double = x.template as<double>();
-    const double want = reference::Backend<double>().sum_of_squares(in_double.view().data, size);
-    const double got = machines<S>()[0].sum_of_squares(x.view().data, size);
-    CHECK(std::abs(got - want) <= 10 * Tolerance<S>::relative * want);
-    CHECK(got == machines<S>()[1].sum_of_squares(x.view().data, size));
-    CHECK(got == machines<S>()[2].sum_of_squares(x.view().data, size));
+    for (const auto* other : {&x, &y}) {
+      const auto x_ = x.template as<double>(), other_ = other->template as<double>();
+      const reference::Backend<double> reference;
+      const double want = reference.dot(x_.view().data, other_.view().data, size);
+      const double squares = reference.dot(x_.view().data, x_.view().data, size);
+      const double got = machines<S>()[0].dot(x.view().data, other->view().data, size);
+      CHECK(std::abs(got - want) <= 10 * Tolerance<S>::relative * squares);
+      CHECK(got == machines<S>()[1].dot(x.view().data, other->view().data, size));
+      CHECK(got == machines<S>()[2].dot(x.view().data, other->view().data, size));
+    }
+    auto second = Matrix<S>::output(random, 1, size);
+    for (Index i = 0; i < size; ++i) second(0, i) *= second(0, i);
+    check_equivalent<S>([&](const auto& b) {
+      using T = ScalarOf<std::decay_t<decltype(b)>>;
+      const AdamStep step{.scale = 0.5,
+                          .beta1 = 0.9,
+                          .beta2 = 0.95,
+                          .eps = 1e-4,
+                          .rate = 0.1,
+                          .unbias1 = 1 / (1 - 0.9 * 0.9),
+                          .unbias2 = 1 / (1 - 0.95 * 0.95)};
+      const auto x_ = x.template as<T>();
+      auto m = y.template as<T>(), v = second.template as<T>(), weights = m;
+      b.adam(step, x_.view().data, m.view().data, v.view().data, weights.view().data, size);
+      return results(std::move(m), std::move(v), std::move(weights));
+    });
   }
 }
 
@@ -611,8 +575,15 @@ TEST_CASE_TEMPLATE("norms and flat vectors hide nothing", S, float, double) {
         b.rms_norm(x_.view(), {{}, 1e-6}, y.view(), inverse.view());
         b.rms_norm_backward(x_.view(), {{}, 1e-6}, inverse.view(), dy.template as<T>().view(),
                             dx.view(), Write::Replace, {});
-        sum(0, 0) = static_cast<T>(b.sum_of_squares(x_.view().data, 37));
-        return results(std::move(y), std::move(dx), std::move(sum));
+        sum(0, 0) = static_cast<T>(b.dot(dy.template as<T>().view().data, x_.view().data, 37));
+        auto m = dx.template as<T>(), v = m, weights = m, table = m;
+        for (auto* all : {&m, &v, &weights, &table}) b.fill(T(1), all->view().data, 37);
+        b.adam({.scale = 1, .beta1 = 0.9, .beta2 = 0.9, .eps = 1e-8, .rate = 0.1}, x_.view().data,
+               m.view().data, v.view().data, weights.view().data, 37);
+        const Token id = 0;
+        b.embed_backward(&id, x_.view(), table.view());
+        return results(std::move(y), std::move(dx), std::move(sum), std::move(m), std::move(v),
+                       std::move(weights), std::move(table));
       });
     }
   }

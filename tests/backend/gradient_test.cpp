@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <support/flats.hpp>
 #include <support/gradcheck.hpp>
 #include <support/random.hpp>
 #include <vector>
@@ -17,19 +18,6 @@ using namespace ttt;
 using namespace ttt::test;
 
 const reference::Backend<double> backend;
-
-View<const double> as(const std::vector<double>& flat, Index rows, Index cols) {
-  return {flat.data(), rows, cols};
-}
-View<double> as(std::vector<double>& flat, Index rows, Index cols) {
-  return {flat.data(), rows, cols};
-}
-std::vector<double> zeros(Index size) {
-  return std::vector<double>(static_cast<std::size_t>(size));
-}
-std::vector<double> ones(Index size) {
-  return std::vector<double>(static_cast<std::size_t>(size), 1.0);
-}
 
 TEST_CASE("matmul") {
   constexpr Index time = 5, in = 4, out = 3;
@@ -170,6 +158,25 @@ TEST_CASE("head_norm_rope") {
   }
 }
 
+TEST_CASE("embed") {
+  constexpr Index time = 6, width = 3, words = 4;
+  const Token ids[] = {2, 0, 2, 2, 3, 0};
+  Random random{10};
+  CHECK_GRADIENT(
+      {uniforms(random, words * width)},
+      [&](const Flats& x) {
+        auto out = zeros(time * width);
+        backend.embed(as(x[0], words, width), ids, as(out, time, width));
+        return out;
+      },
+      [&](const Flats&, const std::vector<double>& dout) {
+        auto dtable = ones(words * width);
+        backend.embed_backward(ids, as(dout, time, width), as(dtable, words, width));
+        for (double& d : dtable) d -= 1;
+        return Flats{dtable};
+      });
+}
+
 TEST_CASE("swiglu") {
   constexpr Index time = 3, width = 5;
   Random random{6};
@@ -188,54 +195,53 @@ TEST_CASE("swiglu") {
       });
 }
 
-/// Attention of one block behind `cached` earlier positions, its own keys and values among the
-/// inputs. The ring has exactly the slots that are needed, so it wraps as soon as it can.
-void check_attention(Index rows, const AttentionShape& shape) {
-  const Index d = shape.head_dim, width = shape.heads * d, key_width = shape.key_heads * d;
-  const Index first = shape.first_key(shape.position), cached = shape.position - first;
-  const Index slots = cached + rows;
+/// Attention of one block. Inputs are the queries, and the keys and values that have gradients:
+/// the earlier ones and the block's own.
+void check_attention(const BlockInRing& block) {
+  const AttentionShape& shape = block.shape;
+  const Index rows = block.rows, width = block.width(), key_width = block.key_width();
+  const Index own = rows * key_width, cached = block.cached() * key_width;
   CAPTURE(rows);
   CAPTURE(shape.heads);
   CAPTURE(shape.key_heads);
   CAPTURE(shape.window);
   CAPTURE(shape.position);
+  CAPTURE(block.before);
   Random random{7};
-  const auto old_keys = uniforms(random, cached * key_width);
-  const auto old_values = uniforms(random, cached * key_width);
-
-  struct Ring {
-    std::vector<double> memory;
-    Cache<double> cache;
-  };
-  const auto ring = [&](const std::vector<double>& earlier, const std::vector<double>& own) {
-    Ring r{zeros(shape.key_heads * slots * d), {}};
-    r.cache = {r.memory.data(), shape.key_heads, slots, d};
-    backend.store(as(earlier, cached, key_width), r.cache, first);
-    backend.store(as(own, rows, key_width), r.cache, shape.position);
-    return r;
-  };
+  const auto old_keys = uniforms(random, block.constants() * key_width);
+  const auto old_values = uniforms(random, block.constants() * key_width);
   CHECK_GRADIENT(
-      {uniforms(random, rows * width), uniforms(random, rows * key_width),
-       uniforms(random, rows * key_width)},
+      {uniforms(random, rows * width), uniforms(random, cached), uniforms(random, own),
+       uniforms(random, cached), uniforms(random, own)},
       [&](const Flats& x) {
         auto o = zeros(rows * width);
-        const Ring keys = ring(old_keys, x[1]), values = ring(old_values, x[2]);
+        const auto keys = block.ring(old_keys, x[1], x[2]);
+        const auto values = block.ring(old_values, x[3], x[4]);
         backend.attention(as(x[0], rows, width), keys.cache, values.cache, shape,
                           as(o, rows, width), {});
         return o;
       },
       [&](const Flats& x, const std::vector<double>& dout) {
-        // Outputs that hold something else: the primitive replaces them.
+        // Outputs that hold something else: dq is replaced, the other two are added to.
         auto o = zeros(rows * width), lse = zeros(shape.heads * rows), dq = ones(rows * width);
-        auto dkeys = ones(rows * key_width), dvalues = dkeys;
-        const Ring keys = ring(old_keys, x[1]), values = ring(old_values, x[2]);
+        auto dkeys = ones(cached + own), dvalues = dkeys;
+        const auto keys = block.ring(old_keys, x[1], x[2]);
+        const auto values = block.ring(old_values, x[3], x[4]);
         backend.attention(as(x[0], rows, width), keys.cache, values.cache, shape,
                           as(o, rows, width), as(lse, shape.heads, rows));
         backend.attention_backward(as(x[0], rows, width), keys.cache, values.cache, shape,
                                    as(o, rows, width), as(lse, shape.heads, rows),
                                    as(dout, rows, width), as(dq, rows, width),
-                                   as(dkeys, rows, key_width), as(dvalues, rows, key_width));
-        return Flats{dq, dkeys, dvalues};
+                                   as(dkeys, block.cached() + rows, key_width),
+                                   as(dvalues, block.cached() + rows, key_width), block.first());
+        for (auto* all : {&dkeys, &dvalues}) {
+          for (double& d : *all) d -= 1;
+        }
+        const auto part = [&](const std::vector<double>& all, Index first, Index size) {
+          return std::vector<double>(all.begin() + first, all.begin() + first + size);
+        };
+        return Flats{dq, part(dkeys, 0, cached), part(dkeys, cached, own), part(dvalues, 0, cached),
+                     part(dvalues, cached, own)};
       });
 }
 
@@ -244,7 +250,11 @@ TEST_CASE("attention") {
   constexpr Index heads[][2] = {{1, 1}, {4, 2}};
   for (const auto& [h, k] : heads) {
     for (Index window : {Index{1}, Index{3}, Index{6}, Index{20}, huge}) {
-      for (Index position : {0, 1, 5, 13}) check_attention(6, {h, k, 4, window, position});
+      for (Index position : {0, 1, 5, 13}) {
+        for (Index before : {0, 2, 100}) {
+          check_attention({6, {h, k, 4, window, position}, before});
+        }
+      }
     }
   }
 }
@@ -299,6 +309,32 @@ TEST_CASE("cross_entropy") {
           return Flats{dh};
         });
   }
+}
+
+TEST_CASE("adam") {
+  // From nothing, and unbiased, the first step is the rate, against the gradient's sign.
+  const AdamStep first{.scale = 0.5,
+                       .beta1 = 0.9,
+                       .beta2 = 0.99,
+                       .eps = 0,
+                       .rate = 0.25,
+                       .unbias1 = 1 / (1 - 0.9),
+                       .unbias2 = 1 / (1 - 0.99)};
+  const std::vector<double> gradient{3, -0.5};
+  std::vector<double> m = zeros(2), v = m, w{1, 2};
+  backend.adam(first, gradient.data(), m.data(), v.data(), w.data(), 2);
+  CHECK(m[0] == doctest::Approx(0.15));
+  CHECK(v[0] == doctest::Approx(0.0225));
+  CHECK(w[0] == doctest::Approx(0.75));
+  CHECK(w[1] == doctest::Approx(2.25));
+  // Then by the formula, eps outside the root.
+  AdamStep second = first;
+  second.eps = 2;
+  second.unbias1 = second.unbias2 = 1;
+  backend.adam(second, gradient.data(), m.data(), v.data(), w.data(), 2);
+  CHECK(m[0] == doctest::Approx(0.9 * 0.15 + 0.1 * 1.5));
+  CHECK(v[0] == doctest::Approx(0.99 * 0.0225 + 0.01 * 2.25));
+  CHECK(w[0] == doctest::Approx(0.75 - 0.25 * m[0] / (std::sqrt(v[0]) + 2)));
 }
 
 TEST_CASE("the harness notices a wrong gradient") {

@@ -88,7 +88,7 @@ struct SignOfW2 {
       u.weights[i] -=
           typename B::Scalar(0.01) * typename B::Scalar((u.gradient[i] > 0) - (u.gradient[i] < 0));
     }
-    return {.gradient_norm = std::sqrt(backend.sum_of_squares(u.gradient, u.size)), .taken = true};
+    return {.gradient_norm = std::sqrt(backend.dot(u.gradient, u.gradient, u.size)), .taken = true};
   }
 };
 

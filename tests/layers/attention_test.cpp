@@ -11,15 +11,15 @@ using namespace ttt;
 using namespace ttt::test;
 
 Config config(Index heads, Index key_heads, Index window) {
-  return detail::complete({.vocabulary = 5,
-                           .width = 8,
-                           .heads = heads,
-                           .key_heads = key_heads,
-                           .head_dim = 4,
-                           .hidden = 1,
-                           .window = window,
-                           .rope_base = 100,
-                           .eps = 1e-6});
+  return ttt::detail::complete({.vocabulary = 5,
+                                .width = 8,
+                                .heads = heads,
+                                .key_heads = key_heads,
+                                .head_dim = 4,
+                                .hidden = 1,
+                                .window = window,
+                                .rope_base = 100,
+                                .eps = 1e-6});
 }
 
 /// A layer at work on a block of rows behind keys and values that are there already.
@@ -32,7 +32,7 @@ struct Scene {
   std::vector<double> keys{}, values{};
 
   View<double> run(Context<B>& c, Flats& flats, typename Layer::template Saved<View<double>>& saved,
-                   Positions<View<double>>& at) {
+                   Positions<double>& at) {
     keys = old_keys;
     values = old_values;
     at = {position, c.make(rows, 4)};
@@ -70,14 +70,14 @@ void check_attention(Index heads, Index key_heads, Index window, Index rows, Ind
   const auto f = [&](Flats flats) {
     auto c = scene.bench.context();
     Saved saved;
-    Positions<View<double>> at;
+    Positions<double> at;
     const auto y = scene.run(c, flats, saved, at);
     return std::vector<double>(y.data, y.data + rows * 8);
   };
   const auto vjp = [&](Flats flats, std::vector<double> dy) {
     auto c = scene.bench.context();
     Saved saved;
-    Positions<View<double>> at;
+    Positions<double> at;
     (void)scene.run(c, flats, saved, at);
     Flats d = zeros_like(flats);
     layer.backward(c, tree_of<Layer, Weight<double>>(layer, flats, 1), saved, view(dy, rows),
@@ -192,7 +192,7 @@ TEST_CASE_TEMPLATE("attention: the formulas", B, TTT_GRADIENT_BACKENDS) {
       const auto want = last_row(flats, rows, window, norm, half_split);
       auto c = scene.bench.context();
       typename Layer::template Saved<View<double>> saved;
-      Positions<View<double>> at;
+      Positions<double> at;
       const auto y = scene.run(c, flats, saved, at);
       for (Index j = 0; j < 8; ++j) {
         CHECK(y(rows - 1, j) == doctest::Approx(want[static_cast<std::size_t>(j)]).epsilon(1e-12));

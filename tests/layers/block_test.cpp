@@ -11,13 +11,13 @@ using namespace ttt::test;
 constexpr Index width = 6, rows = 5, position = 7, window = 4, slots = 9;
 
 Config config() {
-  return detail::complete({.vocabulary = 5,
-                           .width = width,
-                           .heads = 3,
-                           .hidden = 4,
-                           .window = window,
-                           .rope_base = 100,
-                           .eps = 1e-6});
+  return ttt::detail::complete({.vocabulary = 5,
+                                .width = width,
+                                .heads = 3,
+                                .hidden = 4,
+                                .window = window,
+                                .rope_base = 100,
+                                .eps = 1e-6});
 }
 
 /// Both halves of a block behind old keys and values, and the way back through both.
@@ -36,7 +36,7 @@ void check_block() {
 
   struct Outcome {
     View<double> y;
-    Positions<View<double>> at;
+    Positions<double> at;
   };
   const auto run = [&](Flats& flats, Saved& saved, Context<B>& c) {
     keys = old_keys;
@@ -45,11 +45,9 @@ void check_block() {
     const double frequency = 1;
     c.backend.rope_angles(position, &frequency, out.at.angles);
     const auto p = tree_of<Block, Weight<double>>(block, flats, 1);
-    const auto attended = c.make(rows, width);
-    block.attention().forward(c, p.attention, view(flats[0], rows), attended, saved.attention,
-                              out.at, cache);
-    out.y = c.make(rows, width);
-    block.feed_forward().forward(c, p.feed_forward, attended, out.y, saved.feed_forward);
+    const auto attended = block.attention().forward(c, p.attention, view(flats[0], rows), true,
+                                                    saved.attention, out.at, cache);
+    out.y = block.feed_forward().forward(c, p.feed_forward, attended, true, saved.feed_forward);
     return out;
   };
   const auto f = [&](Flats flats) {
@@ -76,7 +74,7 @@ void check_block() {
 }
 
 using Attention = SlidingWindowAttention<window>;
-using Dual = DualMLP<SwiGLU, SwiGLU>;
+using Twin = DualMLP<SwiGLU, SwiGLU>;
 
 template <class Block>
 std::string names() {
@@ -100,10 +98,10 @@ std::string names() {
 
 TEST_CASE_TEMPLATE("Block: gradients with a DualMLP between sandwich norms", B,
                    TTT_GRADIENT_BACKENDS) {
-  check_block<Block<Attention, Dual>, B>();
+  check_block<Block<Attention, Twin>, B>();
 }
 TEST_CASE_TEMPLATE("Block: gradients with a DualMLP behind pre-norms", B, TTT_GRADIENT_BACKENDS) {
-  check_block<Block<Attention, Dual, PreNorm>, B>();
+  check_block<Block<Attention, Twin, PreNorm>, B>();
 }
 TEST_CASE_TEMPLATE("Block: gradients with one MLP", B, TTT_GRADIENT_BACKENDS) {
   check_block<Block<Attention, SwiGLU>, B>();
@@ -111,7 +109,7 @@ TEST_CASE_TEMPLATE("Block: gradients with one MLP", B, TTT_GRADIENT_BACKENDS) {
 }
 
 TEST_CASE("Block: its parameters, the dynamic MLP before the static one") {
-  CHECK(names<Block<Attention, Dual>>() ==
+  CHECK(names<Block<Attention, Twin>>() ==
         "attention.norm:N attention.post_norm:N attention.wq:A attention.wk:A attention.wv:A "
         "attention.wo:A attention.q_norm:N attention.k_norm:N "
         "dynamic_mlp.norm:N dynamic_mlp.post_norm:N dynamic_mlp.w1:D dynamic_mlp.w2:D "

@@ -24,10 +24,8 @@ void check_residual() {
     Flats inputs = random_parameters(layer, random);
     inputs.insert(inputs.begin(), uniforms(random, rows * 6));
     const auto run = [&](Flats& flats, Saved& saved, Context<B>& c) {
-      const auto out = c.make(rows, 6);
-      layer.forward(c, tree_of<Layer, Weight<double>>(layer, flats, 1), view(flats[0], rows), out,
-                    saved);
-      return out;
+      return layer.forward(c, tree_of<Layer, Weight<double>>(layer, flats, 1), view(flats[0], rows),
+                           true, saved);
     };
     const auto f = [&](Flats flats) {
       auto c = bench.context();
@@ -42,10 +40,12 @@ void check_residual() {
         (void)run(flats, saved, c);
         const Index used = c.workspace.used();
         Flats d = zeros_like(flats);
-        layer.backward(c, tree_of<Layer, Weight<double>>(layer, flats, 1), saved, view(dy, rows),
-                       tree_of<Layer, View<double>>(layer, d, 1), want_dh);
+        const auto dh =
+            layer.backward(c, tree_of<Layer, Weight<double>>(layer, flats, 1), saved,
+                           view(dy, rows), tree_of<Layer, View<double>>(layer, d, 1), want_dh);
         CHECK(c.workspace.used() == used);  // gives its scratch back
-        d[0] = dy;                          // received the gradient of h
+        CHECK(dh.data == (want_dh ? dy.data() : nullptr));
+        d[0] = dy;  // received the gradient of h
         if (!want_dh) d[0].clear();
         if (!want_dh) d[1].clear();  // nobody asked: the first norm is not reached either
         return d;
@@ -57,8 +57,7 @@ void check_residual() {
     Saved saved;
     const auto want = f(inputs);
     std::vector<double> h = inputs[0];
-    layer.forward(c, tree_of<Layer, Weight<double>>(layer, inputs, 1), view(h, rows), view(h, rows),
-                  saved);
+    layer.forward(c, tree_of<Layer, Weight<double>>(layer, inputs, 1), view(h, rows), false, saved);
     for (std::size_t i = 0; i < h.size(); ++i) {
       CHECK(h[i] == doctest::Approx(want[i]).epsilon(1e-13));
     }

@@ -62,8 +62,7 @@ class ChunkLoss {
     caches_ = {model().blocks(), model().config().key_heads, slots, model().config().head_dim};
     old_ = std::vector<double>(static_cast<std::size_t>(caches_.size()));
     auto c = context();
-    auto saved = model().template saved<View<double>>();
-    model().forward(c, tree(), before_, 0, caches_, old_.data(), false, saved);
+    forward(c, before_, 0, old_.data(), false);
   }
 
   const Model& model() const { return weights_.model(); }
@@ -76,16 +75,14 @@ class ChunkLoss {
   double run(const Gradients* gradients) {
     std::vector<double> cache = old_, nll(loss_weights_.size());
     auto c = context();
-    auto saved = model().template saved<View<double>>();
     const std::span inputs = std::span<const Token>(now_).first(now_.size() - 1);
-    const auto y = model().forward(c, tree(), inputs, chunk_, caches_, cache.data(),
-                                   gradients != nullptr, saved);
-    const auto dy = gradients != nullptr ? c.make(y.rows, y.cols) : View<double>();
-    ops::cross_entropy(c, y, model().head(tree()), now_.data() + 1, loss_weights_.data(),
-                       nll.data(), dy);
+    const auto at = forward(c, inputs, chunk_, cache.data(), gradients != nullptr);
+    const auto dy = ops::cross_entropy(c, saved_.output.y, model().head(tree()), now_.data() + 1,
+                                       loss_weights_.data(), nll.data(), gradients != nullptr);
     if (gradients != nullptr) {
       const Index used = c.workspace.used();
-      model().backward_suffix(c, tree(), saved, dy, *gradients, caches_, cache.data());
+      model().upper_backward(c, tree(), saved_, dy, *gradients, false, at,
+                             [&](Index i) { return caches_.at(cache.data(), i); });
       CHECK(c.workspace.used() >= used);
     }
     double sum = 0;
@@ -96,6 +93,18 @@ class ChunkLoss {
     workspace_.release(0);
     return {weights_.backend(), workspace_};
   }
+  Positions<double> forward(Context<B>& c, std::span<const Token> tokens, Index position,
+                            double* cache, bool keep) {
+    const Index rows = std::ssize(tokens);
+    View<double> h = ops::embedding(c, tree().embedding, tokens.data(), rows);
+    const auto at = model().positions(c, position, rows);
+    for (Index i = 0; i < model().lower_blocks(); ++i) {
+      h = model().lower_forward(c, tree(), i, h, false, lower_, at, caches_.at(cache, i));
+    }
+    model().upper_forward(c, tree(), h, keep, saved_, at,
+                          [&](Index i) { return caches_.at(cache, i); });
+    return at;
+  }
 
   Weights<Model, B> weights_;
   Workspace<B> workspace_{weights_.backend(), 1 << 18};
@@ -103,6 +112,9 @@ class ChunkLoss {
   std::vector<Token> before_, now_;
   std::vector<double> loss_weights_, old_;
   CacheShape<double> caches_;
+  typename Model::template LowerSaved<View<double>> lower_ =
+      model().template lower_saved<View<double>>();
+  typename Model::template Saved<View<double>> saved_ = model().template saved<View<double>>();
 };
 
 /// Every parameter that the inner gradient reaches, against finite differences; the others must not

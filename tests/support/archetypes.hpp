@@ -57,27 +57,47 @@ struct Backend {
   void matmul(In, W, V, Write) const {}
   void matmul_gradient(In, In, V, Write) const {}
 
+  int threads() const { return 1; }
+  template <class Task>
+  void run(Index count, const Task& task) const {
+    for (Index i = 0; i < count; ++i) task(i);
+  }
+
   void embed(W, const Token*, V) const {}
+  void embed_backward(const Token*, In, V) const {}
   void rms_norm(In, N, V, V) const {}
   void rms_norm_backward(In, N, In, In, V, Write, V) const {}
+  void rms_norm_tangent(In, In, N, In, In, V, V) const {}
+  void rms_norm_backward_tangent(In, In, N, In, In, In, In, V, Write, V) const {}
   void add(In, In, V) const {}
   void add_rms_norm(In, In, N, V, V) const {}
   void rope_angles(Index, const double*, V) const {}
   void head_norm_rope(In, N, In, RopeLayout, V, V) const {}
   void head_norm_rope_backward(In, N, In, In, RopeLayout, In, V, V) const {}
+  void head_norm_rope_tangent(In, In, N, In, In, RopeLayout, V, V) const {}
+  void head_norm_rope_backward_tangent(In, In, N, In, In, In, RopeLayout, In, In, V, V) const {}
   void swiglu(In, In, V) const {}
   void swiglu_backward(In, In, In, V, V) const {}
+  void swiglu_tangent(In, In, In, In, V) const {}
+  void swiglu_backward_tangent(In, In, In, In, In, In, V, V) const {}
 
   void store(In, Cache<float>, Index) const {}
   void attention(In, Cache<const float>, Cache<const float>, AttentionShape, V, V) const {}
-  void attention_backward(In, Cache<const float>, Cache<const float>, AttentionShape, In, In, In, V,
-                          V, V) const {}
+  using Keys = Cache<const float>;
+  void attention_backward(In, Keys, Keys, AttentionShape, In, In, In, V, V, V, Index) const {}
+  void attention_tangent(In, In, Keys, Keys, In, In, AttentionShape, In, In, V, V) const {}
+  void attention_backward_tangent(In, In, Keys, Keys, In, In, AttentionShape, In, In, In, In, In,
+                                  In, V, V, V, Index) const {}
 
   Index cross_entropy_scratch(Index, Index) const { return 0; }
   void cross_entropy(In, W, const Token*, const float*, float*, V, float*) const {}
 
-  double sum_of_squares(const float*, Index) const { return 0; }
+  Index cross_entropy_tangent_scratch(Index, Index) const { return 0; }
+  void cross_entropy_tangent(In, In, W, const Token*, const float*, double, V, V, float*) const {}
+
+  double dot(const float*, const float*, Index) const { return 0; }
   void axpby(double, const float*, double, float*, Index) const {}
+  void adam(const AdamStep&, const float*, float*, float*, float*, Index) const {}
 };
 
 /// An optimizer for one backend only, made from an int: nothing may make one up.

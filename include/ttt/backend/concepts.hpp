@@ -59,10 +59,22 @@ struct AttentionShape {
   constexpr Index first_key(Index p) const { return p < window ? 0 : p - window + 1; }
 };
 
+/// One step of Adam (Kingma and Ba 2015, arXiv 1412.6980) as numbers: with g = scale * gradient,
+///
+///     m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g²,
+///     weights -= rate * (m * unbias1) / (sqrt(v * unbias2) + eps)
+struct AdamStep {
+  double scale = 1, beta1 = 0, beta2 = 0, eps = 0, rate = 0, unbias1 = 1, unbias2 = 1;
+};
+
 /// A backend owns memory and computes on it. Matrices are row-major, one row a token; operands must
 /// not overlap unless a primitive says so. Primitives neither allocate nor throw, and none reads
 /// the memory of an absent (`empty()`) operand; an absent output is not computed. Scratch comes
 /// from the caller. All are callable from several threads at once.
+///
+/// Each differentiable primitive comes in up to four forms: forwards, backwards, and the tangent of
+/// either: what changes in the results, `t` + name, when the inputs move along theirs. A tangent
+/// form is given the values, which somebody computed before, and computes tangents only.
 ///
 /// See docs/concepts.md#backend for what each primitive computes.
 template <class B>
@@ -73,9 +85,13 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
                            Cache<const typename B::Scalar> read_cache, AttentionShape shape,
                            RopeLayout layout, Index n, double x, const double* frequencies,
                            const typename B::Scalar* flat, typename B::Scalar* flat_out,
-                           Token* tokens_out, const bfloat16* narrow, bfloat16* narrow_out) {
+                           Token* tokens_out, const bfloat16* narrow, bfloat16* narrow_out,
+                           void (*task)(Index)) {
   typename B::Scalar;
   typename B::template Buffer<Token>;
+  // The machine.
+  { b.threads() } -> std::convertible_to<int>;
+  b.run(n, task);
   // Memory.
   { B::is_host } -> std::convertible_to<bool>;
   { B::most_head_dim } -> std::convertible_to<Index>;
@@ -93,25 +109,38 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   b.matmul_gradient(in, in, out, write);
   // Rows.
   b.embed(weight, tokens, out);
+  b.embed_backward(tokens, in, out);
   b.rms_norm(in, norm, out, out);
   b.rms_norm_backward(in, norm, in, in, out, write, out);
+  b.rms_norm_tangent(in, in, norm, in, in, out, out);
+  b.rms_norm_backward_tangent(in, in, norm, in, in, in, in, out, write, out);
   b.add(in, in, out);
   b.add_rms_norm(in, in, norm, out, out);
   b.rope_angles(n, frequencies, out);
   b.head_norm_rope(in, norm, in, layout, out, out);
   b.head_norm_rope_backward(in, norm, in, in, layout, in, out, out);
+  b.head_norm_rope_tangent(in, in, norm, in, in, layout, out, out);
+  b.head_norm_rope_backward_tangent(in, in, norm, in, in, in, layout, in, in, out, out);
   b.swiglu(in, in, out);
   b.swiglu_backward(in, in, in, out, out);
+  b.swiglu_tangent(in, in, in, in, out);
+  b.swiglu_backward_tangent(in, in, in, in, in, in, out, out);
   // Attention.
   b.store(in, cache, n);
   b.attention(in, read_cache, read_cache, shape, out, out);
-  b.attention_backward(in, read_cache, read_cache, shape, in, in, in, out, out, out);
+  b.attention_backward(in, read_cache, read_cache, shape, in, in, in, out, out, out, n);
+  b.attention_tangent(in, in, read_cache, read_cache, in, in, shape, in, in, out, out);
+  b.attention_backward_tangent(in, in, read_cache, read_cache, in, in, shape, in, in, in, in, in,
+                               in, out, out, out, n);
   // The loss.
   { b.cross_entropy_scratch(n, n) } -> std::convertible_to<Index>;
   b.cross_entropy(in, weight, tokens, flat, flat_out, out, flat_out);
+  { b.cross_entropy_tangent_scratch(n, n) } -> std::convertible_to<Index>;
+  b.cross_entropy_tangent(in, in, weight, tokens, flat, x, out, out, flat_out);
   // Flat vectors.
-  { b.sum_of_squares(flat, n) } -> std::convertible_to<double>;
+  { b.dot(flat, flat, n) } -> std::convertible_to<double>;
   b.axpby(x, flat, x, flat_out, n);
+  b.adam(AdamStep{}, flat, flat_out, flat_out, flat_out, n);
 };
 
 }  // namespace ttt::inline TTT_ABI

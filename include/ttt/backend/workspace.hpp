@@ -46,20 +46,6 @@ class Workspace {
   Index peak_ = 0;
 };
 
-/// Gives back what a scope took from a workspace.
-template <class B>
-class Scope {
- public:
-  explicit Scope(Workspace<B>& workspace) : workspace_(workspace), mark_(workspace.used()) {}
-  ~Scope() { workspace_.release(mark_); }
-  Scope(const Scope&) = delete;
-  Scope& operator=(const Scope&) = delete;
-
- private:
-  Workspace<B>& workspace_;
-  Index mark_;
-};
-
 /// Computes nothing. Running a model on it measures the workspace the model needs: the same code
 /// asks for the same matrices, at addresses nobody reads.
 template <class Target>
@@ -86,7 +72,15 @@ class DryRun {
   Index cross_entropy_scratch(Index rows, Index vocabulary) const {
     return target_.cross_entropy_scratch(rows, vocabulary);
   }
-  double sum_of_squares(const Scalar*, Index) const { return 0; }
+  Index cross_entropy_tangent_scratch(Index rows, Index vocabulary) const {
+    return target_.cross_entropy_tangent_scratch(rows, vocabulary);
+  }
+  double dot(const Scalar*, const Scalar*, Index) const { return 0; }
+  int threads() const { return 1; }
+  template <class Task>
+  void run(Index count, const Task& task) const {
+    for (Index i = 0; i < count; ++i) task(i);
+  }
 
   void to_device(auto&&...) const {}
   void to_host(auto&&...) const {}
@@ -96,20 +90,31 @@ class DryRun {
   void matmul(auto&&...) const {}
   void matmul_gradient(auto&&...) const {}
   void embed(auto&&...) const {}
+  void embed_backward(auto&&...) const {}
   void rms_norm(auto&&...) const {}
   void rms_norm_backward(auto&&...) const {}
+  void rms_norm_tangent(auto&&...) const {}
+  void rms_norm_backward_tangent(auto&&...) const {}
   void add(auto&&...) const {}
   void add_rms_norm(auto&&...) const {}
   void rope_angles(auto&&...) const {}
   void head_norm_rope(auto&&...) const {}
   void head_norm_rope_backward(auto&&...) const {}
+  void head_norm_rope_tangent(auto&&...) const {}
+  void head_norm_rope_backward_tangent(auto&&...) const {}
   void swiglu(auto&&...) const {}
   void swiglu_backward(auto&&...) const {}
+  void swiglu_tangent(auto&&...) const {}
+  void swiglu_backward_tangent(auto&&...) const {}
   void store(auto&&...) const {}
   void attention(auto&&...) const {}
   void attention_backward(auto&&...) const {}
+  void attention_tangent(auto&&...) const {}
+  void attention_backward_tangent(auto&&...) const {}
   void cross_entropy(auto&&...) const {}
+  void cross_entropy_tangent(auto&&...) const {}
   void axpby(auto&&...) const {}
+  void adam(auto&&...) const {}
 
  private:
   const Target& target_;

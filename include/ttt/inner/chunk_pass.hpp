@@ -31,28 +31,21 @@ class ChunkPass {
         tokens_(backend.template allocate<Token>(most_rows + 1)),
         nll_(backend.template allocate<Scalar>(most_rows)),
         loss_weights_(backend.template allocate<Scalar>(most_rows)),
-        saved_(model.template saved<View<Scalar>>()) {}
+        saved_(model) {}
 
   /// Scalars of scratch a pass over `rows` tokens needs, measured without allocating any.
   static Index scratch(const Model& model, const B& backend, const Caches& caches, Index rows) {
     const DryRun<B> dry(backend);
     auto cache = dry.template allocate<Scalar>(caches.size());
     Workspace<DryRun<B>> workspace(dry, detail::most_elements);
-    auto shapes = model.shapes();
-    auto tree = model.template tree<Weight<Scalar>>();
-    Model::each(
-        [](const ParameterName&, const Shape& shape, Weight<Scalar>& leaf) {
-          leaf.rows = shape.rows;
-          leaf.cols = shape.cols;
-        },
-        shapes, tree);
+    const Tree tree = model.template shaped_tree<Weight<Scalar>>();
     const auto gradients = model.template tree<View<Scalar>>();
-    auto saved = model.template saved<View<Scalar>>();
+    Saved saved(model);
     const std::span<const Token> tokens(static_cast<const Token*>(nullptr),
                                         static_cast<std::size_t>(rows));
     Context<DryRun<B>> c{dry, workspace};
-    hidden(c, model, tree, tokens, 0, caches, cache.data(), true, saved);
-    backward(c, model, tree, saved, tokens, nullptr, nullptr, gradients, caches, cache.data());
+    const auto at = hidden(c, model, tree, tokens, 0, caches, cache.data(), true, saved);
+    backward(c, model, tree, saved, at, nullptr, nullptr, gradients, caches, cache.data(), nullptr);
     workspace.release(0);
     hidden(c, model, tree, tokens, 0, caches, cache.data(), false, saved);
     c.make(1, model.config().vocabulary);
@@ -63,8 +56,9 @@ class ChunkPass {
   void score(const Tree& tree, Scalar* cache, std::span<const Token> tokens, Index position,
              std::span<Scalar> nll) {
     auto c = start(tokens);
-    const auto y = hidden(c, model_, tree, inputs(tokens), position, caches_, cache, false, saved_);
-    ops::cross_entropy(c, y, model_.head(tree), tokens_.data() + 1, nullptr, nll_.data(), {});
+    hidden(c, model_, tree, inputs(tokens), position, caches_, cache, false, saved_);
+    ops::cross_entropy(c, saved_.upper.output.y, model_.head(tree), tokens_.data() + 1, nullptr,
+                       nll_.data(), false);
     backend_.to_host(nll_.data(), nll.data(), static_cast<Index>(nll.size()));
   }
 
@@ -75,9 +69,9 @@ class ChunkPass {
     auto c = start(tokens);
     backend_.to_device(loss_weights.data(), loss_weights_.data(),
                        static_cast<Index>(loss_weights.size()));
-    hidden(c, model_, tree, inputs(tokens), position, caches_, cache, true, saved_);
-    backward(c, model_, tree, saved_, inputs(tokens), loss_weights_.data(), nll_.data(), gradients,
-             caches_, cache, tokens_.data() + 1);
+    const auto at = hidden(c, model_, tree, inputs(tokens), position, caches_, cache, true, saved_);
+    backward(c, model_, tree, saved_, at, loss_weights_.data(), nll_.data(), gradients, caches_,
+             cache, tokens_.data() + 1);
     backend_.to_host(nll_.data(), nll.data(), static_cast<Index>(nll.size()));
   }
 
@@ -86,29 +80,48 @@ class ChunkPass {
               std::span<Scalar> logits) {
     auto c = start(tokens);
     const std::span<const Token> all(tokens_.data(), tokens.size());
-    const auto y = hidden(c, model_, tree, all, position, caches_, cache, false, saved_);
+    hidden(c, model_, tree, all, position, caches_, cache, false, saved_);
+    const auto y = saved_.upper.output.y;
     const auto out = c.make(1, model_.config().vocabulary);
     c.backend.matmul(y.rows_at(y.rows - 1, 1), model_.head(tree), out, Write::Replace);
     backend_.to_host(out.data, logits.data(), out.cols);
   }
 
  private:
+  struct Saved {
+    explicit Saved(const Model& model)
+        : lower(model.template lower_saved<View<Scalar>>()),
+          upper(model.template saved<View<Scalar>>()) {}
+    typename Model::template LowerSaved<View<Scalar>> lower;  // never looked at again
+    typename Model::template Saved<View<Scalar>> upper;
+  };
+
+  /// Normed hidden states, in saved.upper.output.y.
   template <class B2>
-  static View<Scalar> hidden(Context<B2>& c, const Model& model, const Tree& tree,
-                             std::span<const Token> tokens, Index position, const Caches& caches,
-                             Scalar* cache, bool keep, auto& saved) {
-    return model.forward(c, tree, tokens, position, caches, cache, keep, saved);
+  static Positions<Scalar> hidden(Context<B2>& c, const Model& model, const Tree& tree,
+                                  std::span<const Token> tokens, Index position,
+                                  const Caches& caches, Scalar* cache, bool keep, Saved& saved) {
+    const Index rows = static_cast<Index>(tokens.size());
+    View<Scalar> h = ops::embedding(c, tree.embedding, tokens.data(), rows);
+    const auto at = model.positions(c, position, rows);
+    for (Index i = 0; i < model.lower_blocks(); ++i) {
+      h = model.lower_forward(c, tree, i, h, false, saved.lower, at, caches.at(cache, i));
+    }
+    model.upper_forward(c, tree, h, keep, saved.upper, at,
+                        [&](Index i) { return caches.at(cache, i); });
+    return at;
   }
 
   template <class B2>
-  static void backward(Context<B2>& c, const Model& model, const Tree& tree, const auto& saved,
-                       std::span<const Token> tokens, const Scalar* loss_weights, Scalar* nll,
+  static void backward(Context<B2>& c, const Model& model, const Tree& tree, const Saved& saved,
+                       const Positions<Scalar>& at, const Scalar* loss_weights, Scalar* nll,
                        const Gradients& gradients, const Caches& caches, Scalar* cache,
-                       const Token* targets = nullptr) {
-    const auto dy = c.make(static_cast<Index>(tokens.size()), model.config().width);
-    ops::cross_entropy(c, saved.output.y, model.head(tree), targets, loss_weights, nll, dy);
+                       const Token* targets) {
+    const auto dy = ops::cross_entropy(c, saved.upper.output.y, model.head(tree), targets,
+                                       loss_weights, nll, true);
     if (model.config().suffix_blocks == 0) return;
-    model.backward_suffix(c, tree, saved, dy, gradients, caches, cache);
+    model.upper_backward(c, tree, saved.upper, dy, gradients, false, at,
+                         [&](Index i) { return caches.at(cache, i); });
   }
 
   Context<B> start(std::span<const Token> tokens) {
@@ -127,7 +140,7 @@ class ChunkPass {
   typename B::template Buffer<Token> tokens_;
   typename B::template Buffer<Scalar> nll_;
   typename B::template Buffer<Scalar> loss_weights_;
-  typename Model::template Saved<View<Scalar>> saved_;
+  Saved saved_;
 };
 
 }  // namespace ttt::inline TTT_ABI

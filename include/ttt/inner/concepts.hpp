@@ -37,6 +37,25 @@ concept HasStep = requires(const O& optimizer, const B& backend,
   optimizer.step(backend, update);
 };
 
+/// The way back through one step. What came out of it has the gradients `dweights` and `dslots`;
+/// they are replaced by those of what went in.
+template <class Scalar>
+struct UpdateGradient {
+  Update<Scalar> update;  // as it was; its slots are those from before the step, its weights absent
+  Scalar* dweights = nullptr;
+  Scalar* const* dslots = nullptr;
+  Scalar* dgradient = nullptr;  // out: of the scaled gradient, update.scale * update.gradient
+};
+
+/// backward(backend, g) is the step's vector-Jacobian product: it fills in g.dgradient and turns
+/// g.dweights and g.dslots into the gradients before the step. Only an exact meta-gradient asks for
+/// it. It must not allocate or throw.
+template <class O, class B>
+concept HasBackward = requires(const O& optimizer, const B& backend,
+                               const UpdateGradient<typename B::Scalar>& g) {
+  optimizer.backward(backend, g);
+};
+
 /// A test-time optimizer: an immutable configuration. What changes while a document is read is the
 /// session's: its weights, the optimizer's slots and a count of steps, so forking, saving and
 /// resetting need no help from the optimizer.
@@ -61,6 +80,15 @@ concept Learner = requires(const L& learner, const B& backend, const ParameterNa
   { learner.learns(name) } -> std::same_as<bool>;
   { learner.masks(token) } -> std::same_as<bool>;
   { learner.update(backend, update) } -> std::same_as<Step>;
+};
+
+/// A learner whose update can be gone back through: backward(backend, step, gradient) is to update
+/// what an optimizer's backward is to its step, for the step that `update` reported.
+template <class L, class B>
+concept LearnsBackwards = Learner<L, B> &&
+    requires(const L& learner, const B& backend, const Step& step,
+             UpdateGradient<typename B::Scalar> gradient) {
+  learner.backward(backend, step, gradient);
 };
 
 }  // namespace ttt::inline TTT_ABI

@@ -55,7 +55,7 @@ struct InnerLoop {
                   "ttt: the optimizer lacks step(backend, update); see "
                   "docs/concepts.md#inneroptimizer");
     Step step;
-    step.gradient_norm = std::sqrt(backend.sum_of_squares(u.gradient, u.size));
+    step.gradient_norm = std::sqrt(backend.dot(u.gradient, u.gradient, u.size));
     if (!std::isfinite(step.gradient_norm)) return step;
     step.taken = true;
     step.clipped = clip > 0 && step.gradient_norm > static_cast<double>(clip);
@@ -63,6 +63,24 @@ struct InnerLoop {
     u.multiplier = rate_multiplier;
     optimizer.step(backend, u);
     return step;
+  }
+
+  /// The way back through an update that took `step`: through the optimizer, then through the
+  /// clipping (with n = ||g|| > clip: dg = clip/n * (v - g <g, v> / n²), else dg = v).
+  template <class B>
+  void backward(const B& backend, const Step& step, UpdateGradient<typename B::Scalar> g) const {
+    static_assert(HasBackward<Optimizer, B>,
+                  "ttt: the optimizer lacks backward(backend, gradient), its vector-Jacobian "
+                  "product, which an exact meta-gradient needs; see "
+                  "docs/concepts.md#inneroptimizer, or train with FirstOrder");
+    const double norm = step.gradient_norm;
+    g.update.scale = step.clipped ? static_cast<double>(clip) / norm : 1.0;
+    g.update.multiplier = rate_multiplier;
+    optimizer.backward(backend, g);
+    if (!step.clipped) return;
+    const auto& u = g.update;
+    const double along = backend.dot(u.gradient, g.dgradient, u.size) / (norm * norm);
+    backend.axpby(-along * u.scale, u.gradient, u.scale, g.dgradient, u.size);
   }
 };
 
@@ -78,6 +96,8 @@ struct NoLearning {
   Step update(const B&, const Update<typename B::Scalar>&) const {
     return {};
   }
+  template <class B>
+  void backward(const B&, const Step&, const UpdateGradient<typename B::Scalar>&) const {}
 };
 
 }  // namespace ttt::inline TTT_ABI

@@ -20,6 +20,13 @@ struct Sgd {
     backend.axpby(-static_cast<double>(rate) * u.multiplier * u.scale, u.gradient, 1.0, u.weights,
                   u.size);
   }
+
+  /// dgradient = -rate * dweights.
+  template <Backend B>
+  void backward(const B& backend, const UpdateGradient<typename B::Scalar>& g) const {
+    backend.axpby(-static_cast<double>(rate) * g.update.multiplier, g.dweights, 0.0, g.dgradient,
+                  g.update.size);
+  }
 };
 
 /// Heavy-ball momentum (Polyak 1964): velocity = decay * velocity + gradient,
@@ -34,6 +41,16 @@ struct Momentum {
   void step(const B& backend, const Update<typename B::Scalar>& u) const {
     backend.axpby(u.scale, u.gradient, static_cast<double>(decay), u.slots[0], u.size);
     backend.axpby(-static_cast<double>(rate) * u.multiplier, u.slots[0], 1.0, u.weights, u.size);
+  }
+
+  /// dgradient = dvelocity - rate * dweights, and decay times that is the old velocity's.
+  template <Backend B>
+  void backward(const B& backend, const UpdateGradient<typename B::Scalar>& g) const {
+    const Index size = g.update.size;
+    backend.axpby(-static_cast<double>(rate) * g.update.multiplier, g.dweights, 0.0, g.dgradient,
+                  size);
+    backend.axpby(1.0, g.dslots[0], 1.0, g.dgradient, size);
+    backend.axpby(static_cast<double>(decay), g.dgradient, 0.0, g.dslots[0], size);
   }
 };
 

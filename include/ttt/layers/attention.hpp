@@ -31,10 +31,10 @@ struct HalfSplitRope {
 };
 
 /// Where a block of tokens stands in its document, and the angles that follow.
-template <class Tensor>
+template <class Scalar>
 struct Positions {
   Index first = 0;
-  Tensor angles;  // (tokens, head_dim)
+  View<Scalar> angles;  // (tokens, head_dim)
 };
 
 namespace detail {
@@ -70,7 +70,7 @@ class Attention {
 
   template <class Tensor>
   struct Saved {
-    Tensor x, q, k;  // before norm and RoPE
+    Tensor x, q, k, v;  // before norm and RoPE
     ops::Normed<Tensor> rotated_q, rotated_k;
     ops::Attended<Tensor> attended;
   };
@@ -91,33 +91,35 @@ class Attention {
     return {{width_, q}, {width_, k}, {width_, k}, {q, width_}, {1, head_dim_}, {1, head_dim_}};
   }
 
-  template <class B, class Tensor, class Leaf>
-  Tensor forward(Context<B>& c, const Parameters<Leaf>& p, Tensor x, Saved<Tensor>& saved,
-                 const Positions<Tensor>& at, ops::KeyValues<typename B::Scalar> cache) const {
+  template <class C, class Tensor, class Leaf, class Scalar>
+  Tensor forward(C& c, const Parameters<Leaf>& p, Tensor x, Saved<Tensor>& saved,
+                 const Positions<Scalar>& at, const ops::KeyValues<Scalar>& cache) const {
     saved.x = x;
     saved.q = ops::linear(c, x, p.wq);
     saved.k = ops::linear(c, x, p.wk);
-    const Tensor v = ops::linear(c, x, p.wv);
-    saved.rotated_q = ops::head_norm_rope(c, saved.q, norm<B>(p.q_norm), at.angles, Rope::layout);
-    saved.rotated_k = ops::head_norm_rope(c, saved.k, norm<B>(p.k_norm), at.angles, Rope::layout);
+    saved.v = ops::linear(c, x, p.wv);
+    saved.rotated_q =
+        ops::head_norm_rope(c, saved.q, norm<Scalar>(p.q_norm), at.angles, Rope::layout);
+    saved.rotated_k =
+        ops::head_norm_rope(c, saved.k, norm<Scalar>(p.k_norm), at.angles, Rope::layout);
     saved.attended =
-        ops::attention(c, saved.rotated_q.y, saved.rotated_k.y, v, cache, shape(at.first));
+        ops::attention(c, saved.rotated_q.y, saved.rotated_k.y, saved.v, cache, shape(at.first));
     return ops::linear(c, saved.attended.o, p.wo);
   }
 
-  template <class B, class Tensor, class Leaf, class Gradient>
-  void backward(Context<B>& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dy,
-                Tensor dx, const Parameters<Gradient>& d, const Positions<Tensor>& at,
-                ops::KeyValues<typename B::Scalar> cache) const {
-    const Tensor dout = c.make(saved.attended.o.rows, saved.attended.o.cols);
+  template <class C, class Tensor, class Leaf, class Gradient, class Scalar>
+  void backward(C& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dy, Tensor dx,
+                const Parameters<Gradient>& d, const Positions<Scalar>& at,
+                const ops::KeyValues<Scalar>& cache) const {
+    const Tensor dout = c.adjoint(saved.attended.o);
     ops::linear_backward(c, saved.attended.o, p.wo, dy, d.wo, dout);
-    const auto inner =
-        ops::attention_backward(c, saved.rotated_q.y, cache, shape(at.first), saved.attended, dout);
+    const auto inner = ops::attention_backward(c, saved.rotated_q.y, saved.rotated_k.y, saved.v,
+                                               cache, shape(at.first), saved.attended, dout);
     const Tensor dq =
-        ops::head_norm_rope_backward(c, saved.q, norm<B>(p.q_norm), saved.rotated_q.inverse,
+        ops::head_norm_rope_backward(c, saved.q, norm<Scalar>(p.q_norm), saved.rotated_q.inverse,
                                      at.angles, Rope::layout, inner.q, d.q_norm);
     const Tensor dk =
-        ops::head_norm_rope_backward(c, saved.k, norm<B>(p.k_norm), saved.rotated_k.inverse,
+        ops::head_norm_rope_backward(c, saved.k, norm<Scalar>(p.k_norm), saved.rotated_k.inverse,
                                      at.angles, Rope::layout, inner.k, d.k_norm);
     ops::linear_backward(c, saved.x, p.wq, dq, d.wq, dx);
     ops::linear_backward(c, saved.x, p.wk, dk, d.wk, dx, Write::Add);
@@ -128,8 +130,8 @@ class Attention {
   AttentionShape shape(Index position) const {
     return {heads_, key_heads_, head_dim_, reach_.window(), position};
   }
-  template <class B, class Leaf>
-  Norm<typename B::Scalar> norm(const Leaf& scale) const {
+  template <class Scalar, class Leaf>
+  Norm<Scalar> norm(const Leaf& scale) const {
     return {scale, Qk::enabled ? eps_ : -1.0};
   }
 

@@ -40,15 +40,14 @@ class FeedForward {
   explicit FeedForward(const Config& config) : mlp_(config) {}
   Parameters<Shape> shapes() const { return {mlp_.shapes()}; }
 
-  template <class B, class Tensor, class Leaf>
-  void forward(Context<B>& c, const Parameters<Leaf>& p, Tensor h, Tensor out,
-               Saved<Tensor>& saved) const {
-    mlp_.forward(c, p.mlp, h, out, saved.mlp);
+  template <class C, class Tensor, class Leaf>
+  Tensor forward(C& c, const Parameters<Leaf>& p, Tensor h, bool keep, Saved<Tensor>& saved) const {
+    return mlp_.forward(c, p.mlp, h, keep, saved.mlp);
   }
-  template <class B, class Tensor, class Leaf, class Gradient>
-  void backward(Context<B>& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dh,
-                const Parameters<Gradient>& d, bool want_dh) const {
-    mlp_.backward(c, p.mlp, saved.mlp, dh, d.mlp, want_dh);
+  template <class C, class Tensor, class Leaf, class Gradient>
+  Tensor backward(C& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dh,
+                  const Parameters<Gradient>& d, bool want_dh) const {
+    return mlp_.backward(c, p.mlp, saved.mlp, dh, d.mlp, want_dh);
   }
 
  private:
@@ -81,18 +80,17 @@ class FeedForward<DualMLP<Static, Dynamic>, Placement> {
   explicit FeedForward(const Config& config) : dynamic_mlp_(config), mlp_(config) {}
   Parameters<Shape> shapes() const { return {dynamic_mlp_.shapes(), mlp_.shapes()}; }
 
-  template <class B, class Tensor, class Leaf>
-  void forward(Context<B>& c, const Parameters<Leaf>& p, Tensor h, Tensor out,
-               Saved<Tensor>& saved) const {
-    const Tensor between = h.data == out.data ? h : c.make(h.rows, h.cols);
-    dynamic_mlp_.forward(c, p.dynamic_mlp, h, between, saved.dynamic_mlp);
-    mlp_.forward(c, p.mlp, between, out, saved.mlp);
+  template <class C, class Tensor, class Leaf>
+  Tensor forward(C& c, const Parameters<Leaf>& p, Tensor h, bool keep, Saved<Tensor>& saved) const {
+    const Tensor between = dynamic_mlp_.forward(c, p.dynamic_mlp, h, keep, saved.dynamic_mlp);
+    return mlp_.forward(c, p.mlp, between, keep, saved.mlp);
   }
-  template <class B, class Tensor, class Leaf, class Gradient>
-  void backward(Context<B>& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dh,
-                const Parameters<Gradient>& d, bool want_dh) const {
-    mlp_.backward(c, p.mlp, saved.mlp, dh, d.mlp, true);
-    dynamic_mlp_.backward(c, p.dynamic_mlp, saved.dynamic_mlp, dh, d.dynamic_mlp, want_dh);
+  template <class C, class Tensor, class Leaf, class Gradient>
+  Tensor backward(C& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dh,
+                  const Parameters<Gradient>& d, bool want_dh) const {
+    const Tensor between = mlp_.backward(c, p.mlp, saved.mlp, dh, d.mlp, true);
+    return dynamic_mlp_.backward(c, p.dynamic_mlp, saved.dynamic_mlp, between, d.dynamic_mlp,
+                                 want_dh);
   }
 
  private:

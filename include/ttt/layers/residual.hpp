@@ -55,36 +55,38 @@ class Residual {
 
   Parameters<Shape> shapes() const { return {{1, width_}, {1, width_}, sublayer_.shapes()}; }
 
-  /// out = h + ...; out may be h if nobody will walk back. `more` goes to the sub-layer.
-  template <class B, class Tensor, class Leaf, class... More>
-  void forward(Context<B>& c, const Parameters<Leaf>& p, Tensor h, Tensor out, Saved<Tensor>& saved,
-               const More&... more) const {
+  /// h + post_norm(sublayer(norm(h))); written over h unless `keep`. `more` goes to the sub-layer.
+  template <class C, class Tensor, class Leaf, class... More>
+  Tensor forward(C& c, const Parameters<Leaf>& p, Tensor h, bool keep, Saved<Tensor>& saved,
+                 const More&... more) const {
     saved.h = h;
     saved.input = ops::rms_norm(c, h, {p.norm, eps_});
     saved.y = sublayer_.forward(c, p.sublayer, saved.input.y, saved.sublayer, more...);
     if constexpr (Placement::post) {
-      saved.post_inverse = ops::add_rms_norm(c, h, saved.y, {p.post_norm, eps_}, out);
+      const auto out = ops::add_rms_norm(c, h, saved.y, {p.post_norm, eps_}, !keep);
+      saved.post_inverse = out.inverse;
+      return out.y;
     } else {
-      ops::add(c, h, saved.y, out);
+      return ops::add(c, h, saved.y, !keep);
     }
   }
 
-  /// dh holds the gradient of `out` and, with `want_dh`, receives that of `h`.
-  template <class B, class Tensor, class Leaf, class Gradient, class... More>
-  void backward(Context<B>& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dh,
-                const Parameters<Gradient>& d, bool want_dh, const More&... more) const {
-    const Scope scope(c.workspace);
+  /// From the gradient of forward's result, which it may overwrite, to that of h; without `want_dh`
+  /// to those of the parameters only.
+  template <class C, class Tensor, class Leaf, class Gradient, class... More>
+  Tensor backward(C& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dh,
+                  const Parameters<Gradient>& d, bool want_dh, const More&... more) const {
+    const Scope scope(c);
     Tensor dy = dh;
     if constexpr (Placement::post) {
-      dy = c.make(dh.rows, dh.cols);
-      ops::rms_norm_backward(c, saved.y, {p.post_norm, eps_}, saved.post_inverse, dh, dy,
-                             Write::Replace, d.post_norm);
+      dy = ops::rms_norm_backward(c, saved.y, {p.post_norm, eps_}, saved.post_inverse, dh,
+                                  d.post_norm);
     }
-    const Tensor dx = want_dh ? c.make(dh.rows, dh.cols) : Tensor{};
+    const Tensor dx = c.adjoint(saved.input.y, want_dh);
     sublayer_.backward(c, p.sublayer, saved.sublayer, dy, dx, d.sublayer, more...);
-    if (!want_dh) return;
-    ops::rms_norm_backward(c, saved.h, {p.norm, eps_}, saved.input.inverse, dx, dh, Write::Add,
-                           d.norm);
+    if (!want_dh) return c.adjoint(saved.h, false);
+    return ops::add_rms_norm_backward(c, saved.h, {p.norm, eps_}, saved.input.inverse, dx, dh,
+                                      d.norm);
   }
 
  private:

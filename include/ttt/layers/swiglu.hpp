@@ -39,8 +39,8 @@ class SwiGLU {
     return {{width_, hidden_}, {hidden_, width_}, {width_, hidden_}};
   }
 
-  template <class B, class Tensor, class Leaf>
-  Tensor forward(Context<B>& c, const Parameters<Leaf>& p, Tensor x, Saved<Tensor>& saved) const {
+  template <class C, class Tensor, class Leaf>
+  Tensor forward(C& c, const Parameters<Leaf>& p, Tensor x, Saved<Tensor>& saved) const {
     saved.x = x;
     saved.gate = ops::linear(c, x, p.w1);
     saved.up = ops::linear(c, x, p.w3);
@@ -49,10 +49,10 @@ class SwiGLU {
   }
 
   /// Fills in the gradients that are there; computes dx only where it is.
-  template <class B, class Tensor, class Leaf, class Gradient>
-  void backward(Context<B>& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dy,
-                Tensor dx, const Parameters<Gradient>& d) const {
-    const Tensor dhidden = c.make(saved.hidden.rows, saved.hidden.cols);
+  template <class C, class Tensor, class Leaf, class Gradient>
+  void backward(C& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dy, Tensor dx,
+                const Parameters<Gradient>& d) const {
+    const Tensor dhidden = c.adjoint(saved.hidden);
     ops::linear_backward(c, saved.hidden, p.w2, dy, d.w2, dhidden);
     const auto inner = ops::swiglu_backward(c, saved.gate, saved.up, dhidden);
     ops::linear_backward(c, saved.x, p.w1, inner.gate, d.w1, dx);

@@ -51,7 +51,10 @@ struct CacheShape {
 /// A decoder-only transformer: `Prefix`, whose MLPs never learn at test time, then `Suffix`, whose
 /// MLPs may (arXiv 2512.23675, section 2). A plain transformer has a prefix only.
 ///
-/// The object holds sizes; parameters are passed in, so that any number of sessions can share them.
+/// It is run in two halves. The lower one, embedding, prefix and the first suffix block's
+/// attention, does not depend on anything that learns at test time; the upper one, from the first
+/// suffix block's MLPs on, does. The object holds sizes; parameters are passed in, so that any
+/// number of sessions can share them.
 template <class Prefix, class Suffix = Stack<0, typename Prefix::Block>, class Head = TiedHead>
 class LanguageModel {
  public:
@@ -93,13 +96,20 @@ class LanguageModel {
     }
   }
 
-  /// What the way back through the suffix needs. Made once, refilled by every forward.
+  /// What the way back through the upper half needs. Made once, refilled by every forward.
   template <class Tensor>
   struct Saved {
     std::vector<typename SuffixBlock::template Saved<Tensor>> suffix;
     Tensor h;
     ops::Normed<Tensor> output;
-    Positions<Tensor> positions;
+  };
+
+  /// The same of the lower half's blocks: those of the prefix and, of the first suffix block, the
+  /// attention.
+  template <class Tensor>
+  struct LowerSaved {
+    std::vector<typename PrefixBlock::template Saved<Tensor>> prefix;
+    typename SuffixBlock::template Saved<Tensor> first;
   };
 
   /// Throws when the Config lacks a size, disagrees with the type or asks for the impossible.
@@ -151,10 +161,29 @@ class LanguageModel {
     tree.suffix.resize(static_cast<std::size_t>(config_.suffix_blocks));
     return tree;
   }
+  /// One whose leaves have their shapes and no data: what a dry run computes with.
+  template <class T>
+  Parameters<T> shaped_tree() const {
+    auto shapes = this->shapes();
+    Parameters<T> tree = this->template tree<T>();
+    each(
+        [](const ParameterName&, const Shape& shape, T& leaf) {
+          leaf.rows = shape.rows;
+          leaf.cols = shape.cols;
+        },
+        shapes, tree);
+    return tree;
+  }
   template <class Tensor>
   Saved<Tensor> saved() const {
     Saved<Tensor> saved;
     saved.suffix.resize(static_cast<std::size_t>(config_.suffix_blocks));
+    return saved;
+  }
+  template <class Tensor>
+  LowerSaved<Tensor> lower_saved() const {
+    LowerSaved<Tensor> saved;
+    saved.prefix.resize(static_cast<std::size_t>(config_.prefix_blocks));
     return saved;
   }
 
@@ -167,68 +196,84 @@ class LanguageModel {
     }
   }
 
-  /// Tokens to normed hidden states, (tokens, width), ready for the head. Keys and values go into
-  /// the caches at `position`. With `keep`, `saved` is good for backward until the workspace is
-  /// released; without, the workspace holds little more than one sub-layer.
-  template <class B, class Leaf>
-  typename Context<B>::Tensor forward(Context<B>& c, const Parameters<Leaf>& p,
-                                      std::span<const Token> tokens, Index position,
-                                      const CacheShape<typename B::Scalar>& caches,
-                                      typename B::Scalar* cache_data, bool keep,
-                                      Saved<typename Context<B>::Tensor>& saved) const {
-    using Tensor = typename Context<B>::Tensor;
-    const Index rows = static_cast<Index>(tokens.size());
-    Tensor h = ops::embedding(c, p.embedding, tokens.data(), rows);
-    saved.positions = {position, c.make(rows, config_.head_dim)};
-    c.backend.rope_angles(position, frequencies_.data(), saved.positions.angles);
-    for (Index i = 0; i < config_.prefix_blocks; ++i) {
-      const auto& block = p.prefix[static_cast<std::size_t>(i)];
-      typename PrefixBlock::template Saved<Tensor> forgotten;
-      attend(c, prefix_, block, h, h, false, forgotten, saved.positions, caches.at(cache_data, i));
-      const Scope scope(c.workspace);
-      prefix_.feed_forward().forward(c, block.feed_forward, h, h, forgotten.feed_forward);
+  /// Positions [first, first + rows), with angles in the workspace.
+  template <class C>
+  Positions<typename C::Scalar> positions(C& c, Index first, Index rows) const {
+    const Positions<typename C::Scalar> at{first, c.workspace.matrix(rows, config_.head_dim)};
+    c.backend.rope_angles(first, frequencies_.data(), at.angles);
+    return at;
+  }
+
+  /// Blocks of the lower half, counting the first suffix block's attention as one.
+  Index lower_blocks() const { return config_.prefix_blocks + (config_.suffix_blocks > 0 ? 1 : 0); }
+
+  /// Block i of the lower half, (tokens, width) to the same; over h unless `keep`. Keys and values
+  /// go into the cache at the positions. With `keep`, `saved` is good for lower_backward.
+  template <class C, class Tensor, class Leaf, class Scalar>
+  Tensor lower_forward(C& c, const Parameters<Leaf>& p, Index i, Tensor h, bool keep,
+                       LowerSaved<Tensor>& saved, const Positions<Scalar>& at,
+                       const ops::KeyValues<Scalar>& cache) const {
+    if (i == config_.prefix_blocks) {
+      return attend(c, suffix_, p.suffix.front(), h, keep, saved.first, at, cache);
     }
+    const auto& block = p.prefix[static_cast<std::size_t>(i)];
+    auto& s = saved.prefix[static_cast<std::size_t>(i)];
+    h = attend(c, prefix_, block, h, keep, s, at, cache);
+    return feed(c, prefix_, block, h, keep, s);
+  }
+
+  /// From the gradient of block i's result to that of its input.
+  template <class C, class Tensor, class Leaf, class Gradient, class Scalar>
+  Tensor lower_backward(C& c, const Parameters<Leaf>& p, Index i, const LowerSaved<Tensor>& saved,
+                        Tensor dh, const Parameters<Gradient>& d, const Positions<Scalar>& at,
+                        const ops::KeyValues<Scalar>& cache) const {
+    if (i == config_.prefix_blocks) {
+      return suffix_.attention().backward(c, p.suffix.front().attention, saved.first.attention, dh,
+                                          d.suffix.front().attention, true, at, cache);
+    }
+    const auto n = static_cast<std::size_t>(i);
+    dh = prefix_.feed_forward().backward(c, p.prefix[n].feed_forward, saved.prefix[n].feed_forward,
+                                         dh, d.prefix[n].feed_forward, true);
+    return prefix_.attention().backward(c, p.prefix[n].attention, saved.prefix[n].attention, dh,
+                                        d.prefix[n].attention, true, at, cache);
+  }
+
+  /// The upper half: from the lower half's result to normed hidden states, (tokens, width), ready
+  /// for the head. `caches(i)` are the keys and values of block i of the model. With `keep`,
+  /// `saved` is good for upper_backward; without, h is overwritten.
+  template <class C, class Tensor, class Leaf, class Scalar, class Caches>
+  Tensor upper_forward(C& c, const Parameters<Leaf>& p, Tensor h, bool keep, Saved<Tensor>& saved,
+                       const Positions<Scalar>& at, const Caches& caches) const {
     for (Index i = 0; i < config_.suffix_blocks; ++i) {
       const auto& block = p.suffix[static_cast<std::size_t>(i)];
       auto& s = saved.suffix[static_cast<std::size_t>(i)];
-      // Nothing that learns lies before the first suffix block's attention.
-      const bool keep_attention = keep && i > 0;
-      const Tensor attended = keep_attention ? c.make(rows, config_.width) : h;
-      attend(c, suffix_, block, h, attended, keep_attention, s, saved.positions,
-             caches.at(cache_data, config_.prefix_blocks + i));
-      if (keep) {
-        h = c.make(rows, config_.width);
-        suffix_.feed_forward().forward(c, block.feed_forward, attended, h, s.feed_forward);
-      } else {
-        const Scope scope(c.workspace);
-        suffix_.feed_forward().forward(c, block.feed_forward, h, h, s.feed_forward);
-      }
+      if (i > 0) h = attend(c, suffix_, block, h, keep, s, at, caches(config_.prefix_blocks + i));
+      h = feed(c, suffix_, block, h, keep, s);
     }
     saved.h = h;
     saved.output = ops::rms_norm(c, h, {p.norm, config_.eps});
     return saved.output.y;
   }
 
-  /// From the gradient of forward's result to the gradients of the suffix's parameters that `d` has
-  /// a place for. It stops at the first suffix block's MLPs. Overwrites dy.
-  template <class B, class Leaf, class Gradient>
-  void backward_suffix(Context<B>& c, const Parameters<Leaf>& p,
-                       const Saved<typename Context<B>::Tensor>& saved,
-                       typename Context<B>::Tensor dy, const Parameters<Gradient>& d,
-                       const CacheShape<typename B::Scalar>& caches,
-                       typename B::Scalar* cache_data) const {
-    const auto dh = c.make(dy.rows, dy.cols);
-    ops::rms_norm_backward(c, saved.h, {p.norm, config_.eps}, saved.output.inverse, dy, dh,
-                           Write::Replace, d.norm);
+  /// From the gradient of upper_forward's result to the gradients of the parameters that `d` has a
+  /// place for and, with `want_dh`, to that of its input.
+  template <class C, class Tensor, class Leaf, class Gradient, class Scalar, class Caches>
+  Tensor upper_backward(C& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dy,
+                        const Parameters<Gradient>& d, bool want_dh, const Positions<Scalar>& at,
+                        const Caches& caches) const {
+    Tensor dh =
+        ops::rms_norm_backward(c, saved.h, {p.norm, config_.eps}, saved.output.inverse, dy, d.norm);
     for (Index i = config_.suffix_blocks - 1; i >= 0; --i) {
-      const auto at = static_cast<std::size_t>(i);
-      suffix_.feed_forward().backward(c, p.suffix[at].feed_forward, saved.suffix[at].feed_forward,
-                                      dh, d.suffix[at].feed_forward, i > 0);
+      const auto n = static_cast<std::size_t>(i);
+      dh =
+          suffix_.feed_forward().backward(c, p.suffix[n].feed_forward, saved.suffix[n].feed_forward,
+                                          dh, d.suffix[n].feed_forward, want_dh || i > 0);
       if (i == 0) break;
-      suffix_.attention().backward(c, p.suffix[at].attention, saved.suffix[at].attention, dh,
-                                   d.suffix[at].attention, true, saved.positions,
-                                   caches.at(cache_data, config_.prefix_blocks + i));
+      dh = suffix_.attention().backward(c, p.suffix[n].attention, saved.suffix[n].attention, dh,
+                                        d.suffix[n].attention, true, at,
+                                        caches(config_.prefix_blocks + i));
     }
+    return dh;
   }
 
  private:
@@ -247,13 +292,23 @@ class LanguageModel {
     return config;
   }
 
-  template <class B, class Block, class Params, class Tensor, class SavedBlock>
-  void attend(Context<B>& c, const Block& block, const Params& p, Tensor h, Tensor out, bool keep,
-              SavedBlock& saved, const Positions<Tensor>& at,
-              ops::KeyValues<typename B::Scalar> cache) const {
+  /// A block's first half and its second; without `keep` their scratch is given back at once.
+  template <class C, class Block, class Params, class Tensor, class SavedBlock, class Scalar>
+  static Tensor attend(C& c, const Block& block, const Params& p, Tensor h, bool keep,
+                       SavedBlock& saved, const Positions<Scalar>& at,
+                       const ops::KeyValues<Scalar>& cache) {
     const Index mark = c.workspace.used();
-    block.attention().forward(c, p.attention, h, out, saved.attention, at, cache);
+    h = block.attention().forward(c, p.attention, h, keep, saved.attention, at, cache);
     if (!keep) c.workspace.release(mark);
+    return h;
+  }
+  template <class C, class Block, class Params, class Tensor, class SavedBlock>
+  static Tensor feed(C& c, const Block& block, const Params& p, Tensor h, bool keep,
+                     SavedBlock& saved) {
+    const Index mark = c.workspace.used();
+    h = block.feed_forward().forward(c, p.feed_forward, h, keep, saved.feed_forward);
+    if (!keep) c.workspace.release(mark);
+    return h;
   }
 
   Config config_;

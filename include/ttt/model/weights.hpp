@@ -12,6 +12,7 @@
 #include <ttt/core/random.hpp>
 #include <ttt/layers/config.hpp>
 #include <ttt/layers/parameters.hpp>
+#include <ttt/model/flat.hpp>
 
 namespace ttt::inline TTT_ABI {
 
@@ -91,26 +92,21 @@ Weights<Model, B> initialise(const Config& config, const B& backend, std::uint64
                              double deviation = 0.02) {
   using Scalar = typename B::Scalar;
   Model model(config);
-  auto shapes = model.shapes();
-  Index total = 0;
-  Model::each([&](const ParameterName&, const Shape& shape) { total += shape.size(); }, shapes);
   typename Weights<Model, B>::Memory memory;
-  memory.buffers.push_back(backend.template allocate<Scalar>(total));
-  Scalar* at = memory.buffers.back().data();
-  auto tree = model.template tree<Weight<Scalar>>();
+  memory.buffers.push_back(backend.template allocate<Scalar>(parameter_count(model)));
+  auto places = flat_tree<View<Scalar>>(model, memory.buffers.back().data());
+  auto tree = flat_tree<Weight<Scalar>>(model, memory.buffers.back().data());
   Random random{seed};
   std::vector<Scalar> values;
   Model::each(
-      [&](const ParameterName& name, const Shape& shape, Weight<Scalar>& leaf) {
-        values.assign(static_cast<std::size_t>(shape.size()), Scalar(1));
+      [&](const ParameterName& name, const View<Scalar>& leaf) {
+        values.assign(static_cast<std::size_t>(leaf.shape().size()), Scalar(1));
         if (name.role != Role::Norm) {
           for (Scalar& value : values) value = static_cast<Scalar>(deviation * random.normal());
         }
-        backend.to_device(values.data(), at, shape.size());
-        leaf = View<const Scalar>(at, shape.rows, shape.cols);
-        at += shape.size();
+        backend.to_device(values.data(), leaf.data, leaf.shape().size());
       },
-      shapes, tree);
+      places);
   return {std::move(model), backend, std::move(tree), std::move(memory)};
 }
 

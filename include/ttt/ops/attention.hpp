@@ -8,11 +8,14 @@
 namespace ttt::inline TTT_ABI {
 namespace ops {
 
-/// Keys and values of one block: rotated keys, as attention uses them.
+/// Keys and values of one block: rotated keys, as attention uses them. In training also the outer
+/// loss's gradient with respect to each of them, one row a position from the document's first.
 template <class T>
 struct KeyValues {
   Cache<T> keys;
   Cache<T> values;
+  View<T> dkeys = {};    // (positions, key_heads * head_dim)
+  View<T> dvalues = {};  // (positions, key_heads * head_dim)
 };
 
 template <class Tensor>
@@ -27,12 +30,30 @@ template <class B>
 Attended<View<typename B::Scalar>> attention(Context<B>& c, View<const typename B::Scalar> q,
                                              View<const typename B::Scalar> k,
                                              View<const typename B::Scalar> v,
-                                             KeyValues<typename B::Scalar> cache,
+                                             const KeyValues<typename B::Scalar>& cache,
                                              AttentionShape shape) {
   c.backend.store(k, cache.keys, shape.position);
   c.backend.store(v, cache.values, shape.position);
   const Attended<View<typename B::Scalar>> out{c.make(q.rows, q.cols), c.make(shape.heads, q.rows)};
   c.backend.attention(q, cache.keys, cache.values, shape, out.o, out.lse);
+  return out;
+}
+/// The cache holds the values. Keys and values of earlier blocks are constants, whose tangents
+/// would be zero. 6 · head_dim operations a query, head and earlier key, 10 for the block's own.
+template <class B>
+Attended<DualView<typename B::Scalar>> attention(TangentContext<B>& c,
+                                                 const DualView<typename B::Scalar>& q,
+                                                 const DualView<typename B::Scalar>& k,
+                                                 const DualView<typename B::Scalar>& v,
+                                                 const KeyValues<typename B::Scalar>& cache,
+                                                 AttentionShape shape) {
+  TTT_ASSERT(q.moves() == k.moves() && q.moves() == v.moves());
+  const Attended<DualView<typename B::Scalar>> out{c.make(q.rows, q.cols, q.moves()),
+                                                   c.make(shape.heads, q.rows, q.moves())};
+  if (q.moves()) {
+    c.backend.attention_tangent(q.value, q.tangent, cache.keys, cache.values, k.tangent, v.tangent,
+                                shape, out.o.value, out.lse.value, out.o.tangent, out.lse.tangent);
+  }
   return out;
 }
 
@@ -45,14 +66,41 @@ struct AttentionGradient {
 /// constants. 6 · head_dim operations a query, head and earlier key, 10 for the block's own.
 template <class B>
 AttentionGradient<View<typename B::Scalar>> attention_backward(
-    Context<B>& c, View<const typename B::Scalar> q, KeyValues<typename B::Scalar> cache,
+    Context<B>& c, View<const typename B::Scalar> q, View<const typename B::Scalar> k,
+    View<const typename B::Scalar> v, const KeyValues<typename B::Scalar>& cache,
     AttentionShape shape, const Attended<View<typename B::Scalar>>& out,
     View<const typename B::Scalar> dout) {
-  const Index width = shape.key_heads * shape.head_dim;
-  const AttentionGradient<View<typename B::Scalar>> d{c.make(q.rows, q.cols), c.make(q.rows, width),
-                                                      c.make(q.rows, width)};
+  const AttentionGradient<View<typename B::Scalar>> d{
+      c.make(q.rows, q.cols), c.make(k.rows, k.cols), c.make(v.rows, v.cols)};
+  c.backend.fill(typename B::Scalar(0), d.k.data, d.k.shape().size());
+  c.backend.fill(typename B::Scalar(0), d.v.data, d.v.shape().size());
   c.backend.attention_backward(q, cache.keys, cache.values, shape, out.o, out.lse, dout, d.q, d.k,
-                               d.v);
+                               d.v, shape.position);
+  return d;
+}
+/// The outer gradient reaches earlier keys and values too: cache.dkeys and cache.dvalues are added
+/// to, and what they hold then for this block's own is the tangent of d.k and d.v. 18 · head_dim
+/// operations a query, head and earlier key, 24 for the block's own.
+template <class B>
+AttentionGradient<DualView<typename B::Scalar>> attention_backward(
+    TangentContext<B>& c, const DualView<typename B::Scalar>& q,
+    const DualView<typename B::Scalar>& k, const DualView<typename B::Scalar>& v,
+    const KeyValues<typename B::Scalar>& cache, AttentionShape shape,
+    const Attended<DualView<typename B::Scalar>>& out, const DualView<typename B::Scalar>& dout) {
+  AttentionGradient<DualView<typename B::Scalar>> d{
+      c.make(q.rows, q.cols, true), c.make(k.rows, k.cols, false), c.make(v.rows, v.cols, false)};
+  d.k.tangent = cache.dkeys.rows_at(shape.position, k.rows);
+  d.v.tangent = cache.dvalues.rows_at(shape.position, v.rows);
+  if (q.moves()) {
+    c.backend.attention_backward_tangent(q.value, q.tangent, cache.keys, cache.values, k.tangent,
+                                         v.tangent, shape, out.o.value, out.o.tangent,
+                                         out.lse.value, out.lse.tangent, dout.value, dout.tangent,
+                                         d.q.tangent, cache.dkeys, cache.dvalues, 0);
+  } else {
+    c.backend.attention_backward(q.value, cache.keys, cache.values, shape, out.o.value,
+                                 out.lse.value, dout.tangent, d.q.tangent, cache.dkeys,
+                                 cache.dvalues, 0);
+  }
   return d;
 }
 

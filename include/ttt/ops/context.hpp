@@ -3,26 +3,143 @@
 /// What every operation is given: the machine to run on and the scratch memory to put results in.
 #pragma once
 
+#include <vector>
+
 #include <ttt/backend/concepts.hpp>
 #include <ttt/backend/workspace.hpp>
 
 namespace ttt::inline TTT_ABI {
 
+/// The results of a pass in the order they were made, for a TangentContext to find again. A result
+/// that was not wanted leaves an empty view.
+template <class Scalar>
+using Tape = std::vector<View<Scalar>>;
+
+/// An operand that is not there.
+template <class B>
+inline constexpr View<typename B::Scalar> absent{};
+
 /// Operations allocate their results here, so a composition of them reads like the formula. What a
 /// forward pass takes must stay until the backward pass has used it: see Scope.
 ///
-/// The operations come in forms that differ in the type of their activations only. `View` is the
-/// value form: a matrix is its values. A layer is a template over that type, written once.
+/// The operations come in forms that differ in the type of their activations only: a layer is a
+/// template over the context, written once. This is the value form: a matrix is its values. The
+/// other is TangentContext.
 template <class B>
 struct Context {
+  using Machine = B;
   using Scalar = typename B::Scalar;
-  using Tensor = View<Scalar>;  // the activations of the value form
+  using Tensor = View<Scalar>;
 
   const B& backend;
   Workspace<B>& workspace;
   Write gradients = Write::Replace;  // what weight gradients do to their place
+  Tape<Scalar>* tape = nullptr;      // where results are recorded; then all of them stay
 
-  Tensor make(Index rows, Index cols) { return workspace.matrix(rows, cols); }
+  Tensor make(Index rows, Index cols) { return record(workspace.matrix(rows, cols)); }
+
+  /// A place for the gradient of `of`; an absent one if nobody wants it.
+  Tensor adjoint(const Tensor& of, bool wanted = true) {
+    return wanted ? make(of.rows, of.cols) : record({});
+  }
+
+  /// A place for what is added to t: t itself, unless both are to be remembered.
+  Tensor over(const Tensor& t) {
+    if (tape == nullptr) return t;
+    const Tensor copy = make(t.rows, t.cols);
+    backend.copy(t.data, copy.data, t.rows * t.cols);
+    return copy;
+  }
+
+  bool keeps() const { return tape != nullptr; }
+
+ private:
+  Tensor record(Tensor t) {
+    if (tape != nullptr) tape->push_back(t);
+    return t;
+  }
+};
+
+/// A matrix of dual numbers: values, and tangents, which say how the values change when something
+/// moves. An absent tangent is zero; an absent value is one that nobody needs.
+template <class Scalar>
+struct DualView {
+  View<Scalar> value;
+  View<Scalar> tangent;
+  Index rows = 0;
+  Index cols = 0;
+
+  bool moves() const { return !tangent.empty(); }
+  bool empty() const { return value.empty() && tangent.empty(); }
+};
+
+/// A weight and its tangent, which only what learns at test time has.
+template <class Scalar>
+struct DualWeight : Weight<Scalar> {
+  Weight<Scalar> tangent;
+
+  DualWeight() = default;
+  DualWeight(Weight<Scalar> value, Weight<Scalar> tangent_ = {})
+      : Weight<Scalar>(value), tangent(tangent_) {}
+
+  bool moves() const { return !tangent.empty(); }
+  DualWeight transpose() const {
+    return {Weight<Scalar>::transpose(), moves() ? tangent.transpose() : tangent};
+  }
+};
+
+/// The dual form, for a second pass over what a Context has recorded: every operation finds the
+/// values it computed then, and computes tangents only, none where nothing moves.
+///
+/// Going backwards, the value of a gradient is that of the recorded pass, and its tangent is the
+/// gradient of the outer loss (docs/outer_loop.md): tangents are seeded, sums of them are kept,
+/// and values are only looked at. Values beyond the end of the tape are absent: a pass that was
+/// recorded forwards only is good for an ordinary backward pass, in which nothing moves.
+template <class B>
+struct TangentContext {
+  using Machine = B;
+  using Scalar = typename B::Scalar;
+  using Tensor = DualView<Scalar>;
+
+  const B& backend;
+  Workspace<B>& workspace;
+  const Tape<Scalar>& tape;
+  std::size_t next = 0;
+
+  /// The next recorded value, with room for a tangent if it has one.
+  Tensor make(Index rows, Index cols, bool moves) {
+    return {recall(rows, cols), moves ? workspace.matrix(rows, cols) : View<Scalar>(), rows, cols};
+  }
+  /// The outer gradient of anything is wanted, whether it moves or not.
+  Tensor adjoint(const Tensor& of, bool = true) { return make(of.rows, of.cols, true); }
+  Tensor over(const Tensor& t) { return {recall(t.rows, t.cols), t.tangent, t.rows, t.cols}; }
+
+  static constexpr bool keeps() { return false; }
+
+ private:
+  View<Scalar> recall(Index rows, Index cols) {
+    if (next == tape.size()) return {};
+    const View<Scalar> value = tape[next++];
+    if (!value.empty())
+      detail::check_shape("tangents: recorded value", value.shape(), {rows, cols});
+    return value;
+  }
+};
+
+/// Gives back what was taken from a context's workspace since; keeps everything while it records.
+template <class C>
+class Scope {
+ public:
+  explicit Scope(C& context) : context_(context), mark_(context.workspace.used()) {}
+  ~Scope() {
+    if (!context_.keeps()) context_.workspace.release(mark_);
+  }
+  Scope(const Scope&) = delete;
+  Scope& operator=(const Scope&) = delete;
+
+ private:
+  C& context_;
+  Index mark_;
 };
 
 }  // namespace ttt::inline TTT_ABI

@@ -17,15 +17,36 @@ View<typename B::Scalar> embedding(Context<B>& c, Weight<typename B::Scalar> tab
   return out;
 }
 
-/// nll[t] = -log softmax(h[t] · head)[targets[t]], and, unless dh is absent,
-/// dh = d(sum of weights[t] · nll[t]) / dh. The logits exist for a block of rows at a time.
+/// nll[t] = -log softmax(h[t] · head)[targets[t]], and, where it is wanted, the gradient of
+/// sum of weights[t] · nll[t] with respect to h. The logits exist for a block of rows at a time.
 template <class B>
-void cross_entropy(Context<B>& c, View<const typename B::Scalar> h, Weight<typename B::Scalar> head,
-                   const Token* targets, const typename B::Scalar* weights, typename B::Scalar* nll,
-                   View<typename B::Scalar> dh) {
-  const Scope scope(c.workspace);
-  const auto scratch = c.make(1, c.backend.cross_entropy_scratch(h.rows, head.cols));
+View<typename B::Scalar> cross_entropy(Context<B>& c, View<typename B::Scalar> h,
+                                       Weight<typename B::Scalar> head, const Token* targets,
+                                       const typename B::Scalar* weights, typename B::Scalar* nll,
+                                       bool want_dh) {
+  const auto dh = c.adjoint(h, want_dh);
+  const Index mark = c.workspace.used();
+  const auto scratch = c.workspace.matrix(1, c.backend.cross_entropy_scratch(h.rows, head.cols));
   c.backend.cross_entropy(h, head, targets, weights, nll, dh, scratch.data);
+  c.workspace.release(mark);
+  return dh;
+}
+/// The tangent of that gradient, when the loss's own weight in the outer loss is `seed`; adds to
+/// `dhead`, which lies as the head lies.
+template <class B>
+DualView<typename B::Scalar> cross_entropy(TangentContext<B>& c,
+                                           const DualView<typename B::Scalar>& h,
+                                           Weight<typename B::Scalar> head, const Token* targets,
+                                           const typename B::Scalar* weights, double seed,
+                                           View<typename B::Scalar> dhead) {
+  const auto dh = c.adjoint(h);
+  const Index mark = c.workspace.used();
+  const auto scratch =
+      c.workspace.matrix(1, c.backend.cross_entropy_tangent_scratch(h.rows, head.cols));
+  c.backend.cross_entropy_tangent(h.value, h.tangent, head, targets, weights, seed, dh.tangent,
+                                  dhead, scratch.data);
+  c.workspace.release(mark);
+  return dh;
 }
 
 }  // namespace ops

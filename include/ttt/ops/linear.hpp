@@ -17,6 +17,18 @@ View<typename B::Scalar> linear(Context<B>& c, View<const typename B::Scalar> x,
   return y;
 }
 
+/// y' = x' · w + x · w'.
+template <class B>
+DualView<typename B::Scalar> linear(TangentContext<B>& c, const DualView<typename B::Scalar>& x,
+                                    const DualWeight<typename B::Scalar>& w) {
+  const auto y = c.make(x.rows, w.cols, x.moves() || w.moves());
+  if (x.moves()) c.backend.matmul(x.tangent, w, y.tangent, Write::Replace);
+  if (w.moves()) {
+    c.backend.matmul(x.value, w.tangent, y.tangent, x.moves() ? Write::Add : Write::Replace);
+  }
+  return y;
+}
+
 /// dw = xᵀ · dy (replaced or added to, as the context says) and dx (+)= dy · wᵀ; an absent one is
 /// not computed.
 template <class B>
@@ -27,11 +39,38 @@ void linear_backward(Context<B>& c, View<const typename B::Scalar> x, Weight<typ
   if (!dx.empty()) c.backend.matmul(dy, w.transpose(), dx, write_dx);
 }
 
-/// out = a + b; out may be a.
+/// dw += x'ᵀ · dy + xᵀ · dy' and dx' (+)= dy' · wᵀ + dy · w'ᵀ.
 template <class B>
-void add(Context<B>& c, View<const typename B::Scalar> a, View<const typename B::Scalar> b,
-         View<typename B::Scalar> out) {
+void linear_backward(TangentContext<B>& c, const DualView<typename B::Scalar>& x,
+                     const DualWeight<typename B::Scalar>& w,
+                     const DualView<typename B::Scalar>& dy, View<typename B::Scalar> dw,
+                     const DualView<typename B::Scalar>& dx, Write write_dx = Write::Replace) {
+  if (!dw.empty()) {
+    if (x.moves()) c.backend.matmul_gradient(x.tangent, dy.value, dw, Write::Add);
+    c.backend.matmul_gradient(x.value, dy.tangent, dw, Write::Add);
+  }
+  c.backend.matmul(dy.tangent, w.transpose(), dx.tangent, write_dx);
+  if (w.moves()) c.backend.matmul(dy.value, w.tangent.transpose(), dx.tangent, Write::Add);
+}
+
+/// a + b: a new matrix, or with `in_place` written over a.
+template <class B>
+View<typename B::Scalar> add(Context<B>& c, View<typename B::Scalar> a,
+                             View<const typename B::Scalar> b, bool in_place = false) {
+  const auto out = in_place ? a : c.make(a.rows, a.cols);
   c.backend.add(a, b, out);
+  return out;
+}
+template <class B>
+DualView<typename B::Scalar> add(TangentContext<B>& c, const DualView<typename B::Scalar>& a,
+                                 const DualView<typename B::Scalar>& b, bool = false) {
+  auto out = c.make(a.rows, a.cols, a.moves() && b.moves());
+  if (a.moves() && b.moves()) {
+    c.backend.add(a.tangent, b.tangent, out.tangent);
+  } else {
+    out.tangent = a.moves() ? a.tangent : b.tangent;
+  }
+  return out;
 }
 
 }  // namespace ops

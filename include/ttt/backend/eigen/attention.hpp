@@ -98,6 +98,12 @@ inline void copy_head(View<const S> from, const QueryTile& tile, Index d, S fact
   }
 }
 
+/// most + log(sum), to the last bit: every weight of a row is made from it on the way back.
+template <class S>
+inline S log_sum(S most, S sum) {
+  return static_cast<S>(static_cast<double>(most) + std::log(static_cast<double>(sum)));
+}
+
 template <class S>
 inline void attention_tile(View<const S> q, Cache<const S> keys, Cache<const S> values,
                            const AttentionShape& shape, const QueryTile& tile, View<S> o,
@@ -167,7 +173,9 @@ inline void attention_tile(View<const S> q, Cache<const S> keys, Cache<const S> 
   });
   transpose(out, query_tile, d, tile.rows, o.row(tile.first) + tile.head * d, o.stride);
   if (lse.empty()) return;
-  for (Index j = 0; j < tile.rows; ++j) lse(tile.head, tile.first + j) = most[j] + std::log(sum[j]);
+  for (Index j = 0; j < tile.rows; ++j) {
+    lse(tile.head, tile.first + j) = log_sum(most[j], sum[j]);
+  }
 }
 
 /// One query of one head: keys stream past once, dot products along the head.
@@ -204,7 +212,7 @@ inline void attention_row(const S* q, Cache<const S> keys, Cache<const S> values
     thin_columns<1>(d, count, Left<S>{scores, 0, 1}, v, d, out, d, Write::Add);
   });
   for (Index j = 0; j < d; ++j) o[j] = out[j] / sum;
-  if (lse != nullptr) *lse = most + std::log(sum);
+  if (lse != nullptr) *lse = log_sum(most, sum);
 }
 
 /// o = softmax(q·kᵀ / sqrt(d))·v; lse(h, t) = log of the row's sum of exponentials, where wanted.
@@ -226,12 +234,13 @@ inline void attention(ThreadPool& pool, View<const S> q, Cache<const S> keys, Ca
   });
 }
 
-/// Adds one tile of queries to the gradients of its own rows and of the block's keys and values.
+/// Adds one tile of queries to the gradients of its own rows and of the keys and values from
+/// `grad_first` on.
 template <class S>
 inline void attention_backward_tile(View<const S> q, Cache<const S> keys, Cache<const S> values,
                                     const AttentionShape& shape, const QueryTile& tile,
                                     View<const S> o, View<const S> lse, View<const S> dout,
-                                    View<S> dq, View<S> dkeys, View<S> dvalues) {
+                                    View<S> dq, View<S> dkeys, View<S> dvalues, Index grad_first) {
   const Index d = shape.head_dim;
   const Index padded = (d + panel_cols<S> - 1) / panel_cols<S> * panel_cols<S>;
   const S scale = S(1) / std::sqrt(static_cast<S>(d));
@@ -280,16 +289,16 @@ inline void attention_backward_tile(View<const S> q, Cache<const S> keys, Cache<
     });
     tile_product(d, tile.rows, count, Left<S>{k, 1, d}, dscores, query_tile, dqueries, query_tile,
                  Write::Add);
-    if (key < shape.position) return;
-    const Index row = key - shape.position, column = tile.key_head * d;
+    if (key < grad_first) return;
+    const Index row = key - grad_first, column = tile.key_head * d;
     tile_product(count, d, tile.rows, Left<S>{dscores, query_tile, 1}, query_rows, padded,
                  &dkeys(row, column), dkeys.stride, Write::Add);
     tile_product(count, d, tile.rows, Left<S>{weights, query_tile, 1}, dout_rows, padded,
                  &dvalues(row, column), dvalues.stride, Write::Add);
   };
-  const Index own = std::max(tile.keys_begin, shape.position);
-  for_key_tiles(tile.keys_begin, std::min(own, tile.keys_end), keys.slots, visit);
-  for_key_tiles(own, tile.keys_end, keys.slots, visit);
+  const Index middle = std::clamp(grad_first, tile.keys_begin, tile.keys_end);
+  for_key_tiles(tile.keys_begin, middle, keys.slots, visit);
+  for_key_tiles(middle, tile.keys_end, keys.slots, visit);
 
   for_lanes<S>(d * query_tile, [&]<class P>(Index j) {
     store(dqueries + j, packet::pmul(broadcast<P>(scale), load<P>(dqueries + j)));
@@ -297,25 +306,21 @@ inline void attention_backward_tile(View<const S> q, Cache<const S> keys, Cache<
   transpose(dqueries, query_tile, d, tile.rows, dq.row(tile.first) + at, dq.stride);
 }
 
-/// Gradients for the queries and for the block's own keys and values; earlier ones are constants.
-/// One task a key head: its keys' gradients are sums over queries, added in a fixed order.
+/// Replaces dq and adds to dkeys and dvalues, whose row r belongs to position first + r; keys and
+/// values before `first` are constants. One task a key head: its keys' gradients are sums over
+/// queries, added in a fixed order.
 template <class S>
 inline void attention_backward(ThreadPool& pool, View<const S> q, Cache<const S> keys,
                                Cache<const S> values, const AttentionShape& shape, View<const S> o,
                                View<const S> lse, View<const S> dout, View<S> dq, View<S> dkeys,
-                               View<S> dvalues) {
-  const Index d = shape.head_dim;
+                               View<S> dvalues, Index first) {
   const Index group = shape.heads / shape.key_heads;
   const Index tiles = (q.rows + query_tile - 1) / query_tile;
   pool.run(shape.key_heads, [&](Index key_head) {
-    for (Index t = 0; t < q.rows; ++t) {
-      std::fill_n(&dkeys(t, key_head * d), d, S(0));
-      std::fill_n(&dvalues(t, key_head * d), d, S(0));
-    }
     for (Index head = key_head * group; head < (key_head + 1) * group; ++head) {
       for (Index tile = 0; tile < tiles; ++tile) {
         attention_backward_tile(q, keys, values, shape, {shape, q.rows, head, tile}, o, lse, dout,
-                                dq, dkeys, dvalues);
+                                dq, dkeys, dvalues, first);
       }
     }
   });

@@ -8,8 +8,10 @@
 
 #include <ttt/backend/concepts.hpp>
 #include <ttt/backend/eigen/attention.hpp>
+#include <ttt/backend/eigen/attention_tangents.hpp>
 #include <ttt/backend/eigen/gemm.hpp>
 #include <ttt/backend/eigen/loss.hpp>
+#include <ttt/backend/eigen/row_tangents.hpp>
 #include <ttt/backend/eigen/rows.hpp>
 #include <ttt/backend/host_memory.hpp>
 #include <ttt/core/thread_pool.hpp>
@@ -33,6 +35,13 @@ class Backend : public HostMemory {
 
   int threads() const { return pool_->threads(); }
 
+  /// Calls task(i) for every i in [0, count) on the threads; what a task computes here in turn, it
+  /// computes on its own thread. Tasks must not throw.
+  template <class Task>
+  void run(Index count, const Task& task) const {
+    pool_->run(count, task);
+  }
+
   /// The vector instructions this build uses, as Eigen names them.
   static const char* instruction_sets() { return Eigen::SimdInstructionSetsInUse(); }
 
@@ -45,12 +54,26 @@ class Backend : public HostMemory {
   void embed(Weight<S> table, const Token* tokens, View<S> out) const {
     detail::embed<S>(*pool_, table, tokens, out);
   }
+  void embed_backward(const Token* tokens, View<const S> dout, View<S> dtable) const {
+    detail::embed_backward<S>(*pool_, tokens, dout, dtable);
+  }
   void rms_norm(View<const S> x, Norm<S> norm, View<S> y, View<S> inverse) const {
     detail::rms_norm<S>(*pool_, x, norm, y, inverse);
   }
   void rms_norm_backward(View<const S> x, Norm<S> norm, View<const S> inverse, View<const S> dy,
                          View<S> dx, Write write, View<S> dscale) const {
     detail::rms_norm_backward<S>(*pool_, x, norm, inverse, dy, dx, write, dscale);
+  }
+  void rms_norm_tangent(View<const S> x, View<const S> tx, Norm<S> norm, View<const S> inverse,
+                        View<const S> th, View<S> ty, View<S> tinverse) const {
+    detail::rms_norm_tangent<S>(*pool_, x, tx, norm, inverse, th, ty, tinverse);
+  }
+  void rms_norm_backward_tangent(View<const S> x, View<const S> tx, Norm<S> norm,
+                                 View<const S> inverse, View<const S> tinverse, View<const S> dy,
+                                 View<const S> tdy, View<S> tdx, Write write,
+                                 View<S> tdscale) const {
+    detail::rms_norm_backward_tangent<S>(*pool_, x, tx, norm, inverse, tinverse, dy, tdy, tdx,
+                                         write, tdscale);
   }
   void add(View<const S> a, View<const S> b, View<S> out) const {
     detail::add<S>(*pool_, a, b, out);
@@ -71,12 +94,33 @@ class Backend : public HostMemory {
                                View<S> dx, View<S> dscale) const {
     detail::head_norm_rope_backward<S>(*pool_, x, norm, inverse, angles, layout, dy, dx, dscale);
   }
+  void head_norm_rope_tangent(View<const S> x, View<const S> tx, Norm<S> norm,
+                              View<const S> inverse, View<const S> angles, RopeLayout layout,
+                              View<S> ty, View<S> tinverse) const {
+    detail::head_norm_rope_tangent<S>(*pool_, x, tx, norm, inverse, angles, layout, ty, tinverse);
+  }
+  void head_norm_rope_backward_tangent(View<const S> x, View<const S> tx, Norm<S> norm,
+                                       View<const S> inverse, View<const S> tinverse,
+                                       View<const S> angles, RopeLayout layout, View<const S> dy,
+                                       View<const S> tdy, View<S> tdx, View<S> tdscale) const {
+    detail::head_norm_rope_backward_tangent<S>(*pool_, x, tx, norm, inverse, tinverse, angles,
+                                               layout, dy, tdy, tdx, tdscale);
+  }
   void swiglu(View<const S> gate, View<const S> up, View<S> out) const {
     detail::swiglu<S>(*pool_, gate, up, out);
   }
   void swiglu_backward(View<const S> gate, View<const S> up, View<const S> dout, View<S> dgate,
                        View<S> dup) const {
     detail::swiglu_backward<S>(*pool_, gate, up, dout, dgate, dup);
+  }
+  void swiglu_tangent(View<const S> gate, View<const S> tgate, View<const S> up, View<const S> tup,
+                      View<S> tout) const {
+    detail::swiglu_tangent<S>(*pool_, gate, tgate, up, tup, tout);
+  }
+  void swiglu_backward_tangent(View<const S> gate, View<const S> tgate, View<const S> up,
+                               View<const S> tup, View<const S> dout, View<const S> tdout,
+                               View<S> tdgate, View<S> tdup) const {
+    detail::swiglu_backward_tangent<S>(*pool_, gate, tgate, up, tup, dout, tdout, tdgate, tdup);
   }
   void store(View<const S> rows, Cache<S> cache, Index position) const {
     const Index d = cache.head_dim;
@@ -92,8 +136,27 @@ class Backend : public HostMemory {
   }
   void attention_backward(View<const S> q, Cache<const S> keys, Cache<const S> values,
                           AttentionShape shape, View<const S> o, View<const S> lse,
-                          View<const S> dout, View<S> dq, View<S> dkeys, View<S> dvalues) const {
-    detail::attention_backward<S>(*pool_, q, keys, values, shape, o, lse, dout, dq, dkeys, dvalues);
+                          View<const S> dout, View<S> dq, View<S> dkeys, View<S> dvalues,
+                          Index first) const {
+    detail::attention_backward<S>(*pool_, q, keys, values, shape, o, lse, dout, dq, dkeys, dvalues,
+                                  first);
+  }
+  void attention_tangent(View<const S> q, View<const S> tq, Cache<const S> keys,
+                         Cache<const S> values, View<const S> tkeys, View<const S> tvalues,
+                         AttentionShape shape, View<const S> o, View<const S> lse, View<S> to,
+                         View<S> tlse) const {
+    detail::attention_tangent<S>(*pool_, q, tq, keys, values, tkeys, tvalues, shape, o, lse, to,
+                                 tlse);
+  }
+  void attention_backward_tangent(View<const S> q, View<const S> tq, Cache<const S> keys,
+                                  Cache<const S> values, View<const S> tkeys, View<const S> tvalues,
+                                  AttentionShape shape, View<const S> o, View<const S> to,
+                                  View<const S> lse, View<const S> tlse, View<const S> dout,
+                                  View<const S> tdout, View<S> tdq, View<S> tdkeys,
+                                  View<S> tdvalues, Index first) const {
+    detail::attention_backward_tangent<S>(
+        *pool_, {q, tq, keys, values, tkeys, tvalues, shape, o, to, lse, tlse, dout, tdout, tdq,
+                 tdkeys, tdvalues, first});
   }
   Index cross_entropy_scratch(Index rows, Index vocabulary) const {
     return detail::loss_rows<S>(rows, vocabulary) * vocabulary;
@@ -102,8 +165,17 @@ class Backend : public HostMemory {
                      S* nll, View<S> dh, S* scratch) const {
     detail::cross_entropy<S>(*pool_, h, head, targets, weights, nll, dh, scratch);
   }
+  Index cross_entropy_tangent_scratch(Index rows, Index vocabulary) const {
+    return detail::loss_tangent_scratch<S>(rows, vocabulary);
+  }
+  void cross_entropy_tangent(View<const S> h, View<const S> th, Weight<S> head,
+                             const Token* targets, const S* weights, double seed, View<S> tdh,
+                             View<S> tdhead, S* scratch) const {
+    detail::cross_entropy_tangent<S>(*pool_, h, th, head, targets, weights, static_cast<S>(seed),
+                                     tdh, tdhead, scratch);
+  }
 
-  double sum_of_squares(const S* x, Index size) const {
+  double dot(const S* x, const S* y, Index size) const {
     constexpr Index stripes = 64;
     std::array<double, stripes> sums{};
     pool_->run(stripes, [&](Index stripe) {
@@ -112,8 +184,8 @@ class Backend : public HostMemory {
         const Index count = std::min(detail::flat_block, size - first);
         sums[static_cast<std::size_t>(stripe)] +=
             static_cast<double>(detail::sum_lanes<S>(count, [&]<class P>(Index j) {
-              const P v = detail::load<P>(x + first + j);
-              return detail::packet::pmul(v, v);
+              return detail::packet::pmul(detail::load<P>(x + first + j),
+                                          detail::load<P>(y + first + j));
             }));
       }
     });
@@ -123,6 +195,9 @@ class Backend : public HostMemory {
   }
   void axpby(double a, const S* x, double b, S* y, Index size) const {
     detail::axpby<S>(*pool_, a, x, b, y, size);
+  }
+  void adam(const AdamStep& step, const S* gradient, S* m, S* v, S* weights, Index size) const {
+    detail::adam<S>(*pool_, step, gradient, m, v, weights, size);
   }
 
  private:

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 
 #include <ttt/backend/concepts.hpp>
 #include <ttt/backend/eigen/simd.hpp>
@@ -148,31 +149,49 @@ inline void pack_panel(View<const Element> stored, bool transposed, Index k, Ind
   }
 }
 
-/// c (+)= a · b for many rows, through panels.
+/// One term of a sum of products.
 template <class S>
-inline void wide_product(ThreadPool& pool, Left<S> a, const Weight<S>& b, View<S> c, Write write) {
+struct Term {
+  Left<S> left;
+  Weight<S> right;
+};
+
+/// c (+)= the sum of left · right over the terms, for many rows, through panels: c is swept once.
+template <class S, std::size_t Terms>
+inline void wide_sum(ThreadPool& pool, const Term<S> (&terms)[Terms], View<S> c, Write write) {
   constexpr Index block_rows = 256;
   constexpr Index width = panel_cols<S>;
   const Index panels = (c.cols + width - 1) / width;
   const Index blocks = (c.rows + block_rows - 1) / block_rows;
-  const Index depth = b.rows;
-  b.visit([&](auto stored) {
-    pool.run(panels * blocks, [&](Index task) {
-      alignas(64) S panel[panel_depth * width];
-      const Index first = task / panels * block_rows;
-      const Index rows = std::min(block_rows, c.rows - first);
-      const Index j = task % panels * width;
-      const Index cols = std::min(width, c.cols - j);
-      Index k = 0;
-      do {  // once even without depth: an empty sum is zero
-        const Index count = std::min(panel_depth, depth - k);
-        pack_panel(stored, b.transposed, k, count, j, cols, panel);
-        panel_product(rows, cols, count, a.rows_from(first).depth_from(k), panel, width,
-                      &c(first, j), c.stride, k == 0 ? write : Write::Add);
-        k += panel_depth;
-      } while (k < depth);
-    });
+  pool.run(panels * blocks, [&](Index task) {
+    alignas(64) S panel[panel_depth * width];
+    const Index first = task / panels * block_rows;
+    const Index rows = std::min(block_rows, c.rows - first);
+    const Index j = task % panels * width;
+    const Index cols = std::min(width, c.cols - j);
+    Write now = write;
+    for (const Term<S>& term : terms) {
+      const Left<S> left = term.left.rows_from(first);
+      const Weight<S>& right = term.right;
+      right.visit([&](auto stored) {
+        Index k = 0;
+        do {  // once even without depth: an empty sum is zero
+          const Index count = std::min(panel_depth, right.rows - k);
+          pack_panel(stored, right.transposed, k, count, j, cols, panel);
+          panel_product(rows, cols, count, left.depth_from(k), panel, width, &c(first, j), c.stride,
+                        now);
+          now = Write::Add;
+          k += panel_depth;
+        } while (k < right.rows);
+      });
+    }
   });
+}
+
+/// c (+)= a · b for many rows.
+template <class S>
+inline void wide_product(ThreadPool& pool, Left<S> a, const Weight<S>& b, View<S> c, Write write) {
+  wide_sum<S>(pool, {{a, b}}, c, write);
 }
 
 /// c (+)= a · b for a few rows: b streams past once, as many packets of its columns at a time as

@@ -42,7 +42,9 @@ TTT_INLINE S inverse_rms(const S* x, Index size, double eps) {
     const P v = load<P>(x + j);
     return packet::pmul(v, v);
   });
-  return S(1) / std::sqrt(sum / static_cast<S>(size) + static_cast<S>(eps));
+  // One number a row multiplies all of it: in double it is right to the last bit, for nothing.
+  return static_cast<S>(
+      1 / std::sqrt(static_cast<double>(sum) / static_cast<double>(size) + eps));
 }
 
 /// dx (+)= inverse * scale * dy - x * inverse³ / size * <scale * dy, x>. dx may be dy.
@@ -52,7 +54,9 @@ TTT_INLINE void norm_backward_row(const S* x, const Element* scale, S inverse, c
   const S dot = sum_lanes<S>(size, [&]<class P>(Index j) {
     return packet::pmul(scaled<P>(scale, j, load<P>(dy + j)), load<P>(x + j));
   });
-  const S pull = -inverse * inverse * inverse * dot / static_cast<S>(size);
+  const double wide = static_cast<double>(inverse);
+  const S pull = static_cast<S>(-wide * wide * wide * static_cast<double>(dot) /
+                                static_cast<double>(size));
   for_lanes<S>(size, [&]<class P>(Index j) {
     P value = packet::pmul(broadcast<P>(inverse), scaled<P>(scale, j, load<P>(dy + j)));
     value = packet::pmadd(broadcast<P>(pull), load<P>(x + j), value);
@@ -136,6 +140,25 @@ inline void embed(ThreadPool& pool, const Weight<S>& table, const Token* tokens,
   });
 }
 
+/// dtable[tokens[t]] += dout[t]. Tokens repeat: columns are cut over the threads, rows are added in
+/// order.
+template <class S>
+inline void embed_backward(ThreadPool& pool, const Token* tokens, View<const S> dout,
+                           View<S> dtable) {
+  constexpr Index block = 64;
+  pool.run((dout.cols + block - 1) / block, [&](Index task) {
+    const Index first = task * block;
+    const Index size = std::min(block, dout.cols - first);
+    for (Index t = 0; t < dout.rows; ++t) {
+      const S* from = dout.row(t) + first;
+      S* to = dtable.row(tokens[t]) + first;
+      for_lanes<S>(size, [&]<class P>(Index j) {
+        store(to + j, packet::padd(load<P>(to + j), load<P>(from + j)));
+      });
+    }
+  });
+}
+
 template <class S>
 inline void rope_angles(ThreadPool& pool, Index position, const double* frequencies, View<S> out) {
   const Index half = out.cols / 2;
@@ -152,13 +175,35 @@ inline void rope_angles(ThreadPool& pool, Index position, const double* frequenc
 template <int Sign, class S>
 TTT_INLINE void rotate(const S* x, const S* angles, Index d, RopeLayout layout, S* y) {
   const Index half = d / 2;
-  const Index step = layout == RopeLayout::Interleaved ? 2 : 1;
-  const Index second = layout == RopeLayout::Interleaved ? 1 : half;
-  for (Index i = 0; i < half; ++i) {
-    const S u = x[i * step], v = x[i * step + second];
+  if (layout == RopeLayout::HalfSplit) {
+    for_lanes<S>(half, [&]<class P>(Index i) {
+      const P u = load<P>(x + i), v = load<P>(x + half + i);
+      const P c = load<P>(angles + i);
+      const P s = packet::pmul(broadcast<P>(S(Sign)), load<P>(angles + half + i));
+      store(y + i, packet::psub(packet::pmul(u, c), packet::pmul(v, s)));
+      store(y + half + i, packet::pmadd(u, s, packet::pmul(v, c)));
+    });
+    return;
+  }
+  constexpr Index n = lanes<S>;
+  Index i = 0;
+  if constexpr (n > 1) {
+    using P = Packet<S>;
+    alignas(64) S signs[n];
+    for (Index j = 0; j < n; ++j) signs[j] = static_cast<S>(j % 2 == 0 ? -Sign : Sign);
+    const P sign = load<P>(signs);
+    for (; i + n / 2 <= half; i += n / 2) {
+      const P pairs = load<P>(x + 2 * i);
+      const P c = packet::ploaddup<P>(angles + i);
+      const P s = packet::pmul(sign, packet::ploaddup<P>(angles + half + i));
+      store(y + 2 * i, packet::pmadd(swap_pairs(pairs), s, packet::pmul(pairs, c)));
+    }
+  }
+  for (; i < half; ++i) {
+    const S u = x[2 * i], v = x[2 * i + 1];
     const S c = angles[i], s = static_cast<S>(Sign) * angles[half + i];
-    y[i * step] = u * c - v * s;
-    y[i * step + second] = u * s + v * c;
+    y[2 * i] = u * c - v * s;
+    y[2 * i + 1] = u * s + v * c;
   }
 }
 
@@ -254,14 +299,50 @@ inline void swiglu_backward(ThreadPool& pool, View<const S> gate, View<const S> 
   });
 }
 
+/// With b = 0, y is written and never read.
 template <class S>
 inline void axpby(ThreadPool& pool, double a, const S* x, double b, S* y, Index size) {
   pool.run((size + flat_block - 1) / flat_block, [&](Index task) {
     const Index first = task * flat_block;
     for_lanes<S>(std::min(flat_block, size - first), [&]<class P>(Index j) {
       const P ax = packet::pmul(broadcast<P>(static_cast<S>(a)), load<P>(x + first + j));
-      const P old = load<P>(y + first + j);
-      store(y + first + j, packet::pmadd(broadcast<P>(static_cast<S>(b)), old, ax));
+      if (b == 0) {
+        store(y + first + j, ax);
+      } else {
+        const P old = load<P>(y + first + j);
+        store(y + first + j, packet::pmadd(broadcast<P>(static_cast<S>(b)), old, ax));
+      }
+    });
+  });
+}
+
+/// One step of Adam, every element read and written once: with g = scale * gradient,
+///
+///     m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g²,
+///     weights -= rate * (m * unbias1) / (sqrt(v * unbias2) + eps)
+template <class S>
+inline void adam(ThreadPool& pool, const AdamStep& step, const S* gradient, S* m, S* v, S* weights,
+                 Index size) {
+  const S scale = static_cast<S>(step.scale), eps = static_cast<S>(step.eps);
+  const S beta1 = static_cast<S>(step.beta1), new1 = static_cast<S>(1 - step.beta1);
+  const S beta2 = static_cast<S>(step.beta2), new2 = static_cast<S>(1 - step.beta2);
+  const S rate = static_cast<S>(-step.rate * step.unbias1);
+  const S unbias2 = static_cast<S>(step.unbias2);
+  pool.run((size + flat_block - 1) / flat_block, [&](Index task) {
+    const Index first = task * flat_block;
+    for_lanes<S>(std::min(flat_block, size - first), [&]<class P>(Index i) {
+      const Index j = first + i;
+      const P g = packet::pmul(broadcast<P>(scale), load<P>(gradient + j));
+      const P mean = packet::pmadd(broadcast<P>(beta1), load<P>(m + j),
+                                   packet::pmul(broadcast<P>(new1), g));
+      const P square = packet::pmadd(broadcast<P>(beta2), load<P>(v + j),
+                                     packet::pmul(broadcast<P>(new2), packet::pmul(g, g)));
+      const P root = packet::psqrt(packet::pmul(broadcast<P>(unbias2), square));
+      const P change = packet::pdiv(packet::pmul(broadcast<P>(rate), mean),
+                                    packet::padd(root, broadcast<P>(eps)));
+      store(m + j, mean);
+      store(v + j, square);
+      store(weights + j, packet::padd(load<P>(weights + j), change));
     });
   });
 }

@@ -20,6 +20,7 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include <Eigen/Core>
 
@@ -84,6 +85,19 @@ TTT_INLINE P broadcast(S value) {
   return packet::pset1<P>(value);
 }
 
+/// (1, 0, 3, 2, ...): the neighbours of each pair exchanged.
+template <class P>
+TTT_INLINE P swap_pairs(const P& x) {
+  using S = typename packet::unpacket_traits<P>::type;
+  constexpr std::size_t n = packet::unpacket_traits<P>::size;
+  using Wide = typename Vector<S, n>::type;
+  return [&]<std::size_t... I>(std::index_sequence<I...>) {
+    const Wide wide = std::bit_cast<Wide>(x);
+    return std::bit_cast<P>(__builtin_shufflevector(wide, wide, static_cast<int>(I ^ 1)...));
+  }
+  (std::make_index_sequence<n>());
+}
+
 /// exp that keeps a NaN a NaN: the packet form clamps its argument, which would hide one.
 template <class P>
 TTT_INLINE P exp(const P& x) {
@@ -110,6 +124,41 @@ TTT_INLINE S sum_lanes(Index size, const F& term) {
   S sum = packet::predux(wide);
   for (; j < size; ++j) sum += term.template operator()<S>(j);
   return sum;
+}
+
+template <class P>
+struct Two {
+  P first, second;
+};
+
+/// The sums of both members of term.template operator()<P>(j), a Two<P>, over [0, size).
+template <class S, class F>
+TTT_INLINE Two<S> sum_two(Index size, const F& term) {
+  Packet<S> a = broadcast<Packet<S>>(S(0)), b = a;
+  Index j = 0;
+  for (; j + lanes<S> <= size; j += lanes<S>) {
+    const auto both = term.template operator()<Packet<S>>(j);
+    a = packet::padd(a, both.first);
+    b = packet::padd(b, both.second);
+  }
+  Two<S> sums{packet::predux(a), packet::predux(b)};
+  for (; j < size; ++j) {
+    const auto both = term.template operator()<S>(j);
+    sums.first += both.first;
+    sums.second += both.second;
+  }
+  return sums;
+}
+
+/// The largest of [0, size) and `least`; which one a NaN makes it is left open.
+template <class S>
+TTT_INLINE S max_lanes(Index size, const S* x, S least) {
+  auto wide = broadcast<Packet<S>>(least);
+  Index j = 0;
+  for (; j + lanes<S> <= size; j += lanes<S>) wide = packet::pmax(wide, load<Packet<S>>(x + j));
+  S most = packet::predux_max(wide);
+  for (; j < size; ++j) most = x[j] > most ? x[j] : most;
+  return most;
 }
 
 /// to(j, i) = from(i, j) for a rows x cols matrix; blocks of lanes x lanes go through registers.

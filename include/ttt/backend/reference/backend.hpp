@@ -7,6 +7,7 @@
 
 #include <ttt/backend/concepts.hpp>
 #include <ttt/backend/host_memory.hpp>
+#include <ttt/backend/reference/tangents.hpp>
 
 namespace ttt::inline TTT_ABI {
 namespace reference {
@@ -14,10 +15,17 @@ namespace reference {
 /// Computes what the formulas say in the order they say it. Slow on purpose: other backends are
 /// tested against it, and it is tested against finite differences.
 template <class S = double>
-class Backend : public HostMemory {
+class Backend : public HostMemory, public Tangents<S> {
  public:
   using Scalar = S;
   static constexpr Index most_head_dim = Index{1} << 20;
+
+  /// Independent pieces of work that can go on at a time.
+  static constexpr int threads() { return 1; }
+  template <class Task>
+  void run(Index count, const Task& task) const {
+    for (Index i = 0; i < count; ++i) task(i);
+  }
 
   /// y (+)= x · w.
   void matmul(View<const S> x, Weight<S> w, View<S> y, Write write) const {
@@ -52,6 +60,13 @@ class Backend : public HostMemory {
         for (Index j = 0; j < out.cols; ++j) out(t, j) = static_cast<S>(stored(tokens[t], j));
       }
     });
+  }
+
+  /// dtable[tokens[t]] += dout[t].
+  void embed_backward(const Token* tokens, View<const S> dout, View<S> dtable) const {
+    for (Index t = 0; t < dout.rows; ++t) {
+      for (Index j = 0; j < dout.cols; ++j) dtable(tokens[t], j) += dout(t, j);
+    }
   }
 
   /// y = x * inverse * scale with inverse = 1 / sqrt(mean(x²) + eps), one a row.
@@ -156,23 +171,20 @@ class Backend : public HostMemory {
 
   /// out = silu(gate) * up.
   void swiglu(View<const S> gate, View<const S> up, View<S> out) const {
-    using std::exp;
     for (Index t = 0; t < gate.rows; ++t) {
       for (Index j = 0; j < gate.cols; ++j) {
-        out(t, j) = gate(t, j) / (S(1) + exp(-gate(t, j))) * up(t, j);
+        out(t, j) = gate(t, j) * sigmoid(gate(t, j)) * up(t, j);
       }
     }
   }
 
   void swiglu_backward(View<const S> gate, View<const S> up, View<const S> dout, View<S> dgate,
                        View<S> dup) const {
-    using std::exp;
     for (Index t = 0; t < gate.rows; ++t) {
       for (Index j = 0; j < gate.cols; ++j) {
-        const S g = gate(t, j), u = up(t, j), d = dout(t, j);
-        const S sigmoid = S(1) / (S(1) + exp(-g));
-        dup(t, j) = d * g * sigmoid;
-        dgate(t, j) = d * u * sigmoid * (S(1) + g * (S(1) - sigmoid));
+        const S g = gate(t, j), u = up(t, j), d = dout(t, j), s = sigmoid(g);
+        dup(t, j) = d * g * s;
+        dgate(t, j) = d * u * s * (S(1) + g * (S(1) - s));
       }
     }
   }
@@ -215,17 +227,17 @@ class Backend : public HostMemory {
     }
   }
 
-  /// Gradients for the queries and for the block's own keys and values, those at
-  /// [position, position + rows). Earlier keys and values are constants.
+  /// Replaces dq and adds to dkeys and dvalues, whose row r belongs to position first + r. Keys and
+  /// values before `first` are constants.
   void attention_backward(View<const S> q, Cache<const S> keys, Cache<const S> values,
                           AttentionShape shape, View<const S> o, View<const S> lse,
-                          View<const S> dout, View<S> dq, View<S> dkeys, View<S> dvalues) const {
+                          View<const S> dout, View<S> dq, View<S> dkeys, View<S> dvalues,
+                          Index first) const {
     using std::exp, std::sqrt;
     const Index d = shape.head_dim;
     const S scale = S(1) / sqrt(static_cast<S>(d));
     for (Index t = 0; t < q.rows; ++t) {
       for (Index i = 0; i < dq.cols; ++i) dq(t, i) = 0;
-      for (Index i = 0; i < dkeys.cols; ++i) dkeys(t, i) = dvalues(t, i) = 0;
     }
     for (Index h = 0; h < shape.heads; ++h) {
       const Index kh = h / (shape.heads / shape.key_heads);
@@ -240,10 +252,10 @@ class Backend : public HostMemory {
           for (Index i = 0; i < d; ++i) dweight += dout(t, h * d + i) * values.at(kh, j)[i];
           const S dscore = weight * (dweight - delta) * scale;
           for (Index i = 0; i < d; ++i) dq(t, h * d + i) += dscore * k[i];
-          if (j < shape.position) continue;
+          if (j < first) continue;
           for (Index i = 0; i < d; ++i) {
-            dkeys(j - shape.position, kh * d + i) += dscore * q(t, h * d + i);
-            dvalues(j - shape.position, kh * d + i) += weight * dout(t, h * d + i);
+            dkeys(j - first, kh * d + i) += dscore * q(t, h * d + i);
+            dvalues(j - first, kh * d + i) += weight * dout(t, h * d + i);
           }
         }
       }
@@ -274,15 +286,29 @@ class Backend : public HostMemory {
     }
   }
 
-  double sum_of_squares(const S* x, Index size) const {
+  double dot(const S* x, const S* y, Index size) const {
     double sum = 0;
-    for (Index i = 0; i < size; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+    for (Index i = 0; i < size; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(y[i]);
     return sum;
   }
 
-  /// y = a x + b y.
+  /// y = a x + b y; with b = 0, y is written and never read.
   void axpby(double a, const S* x, double b, S* y, Index size) const {
-    for (Index i = 0; i < size; ++i) y[i] = static_cast<S>(a) * x[i] + static_cast<S>(b) * y[i];
+    for (Index i = 0; i < size; ++i) {
+      y[i] = static_cast<S>(a) * x[i] + (b == 0 ? S(0) : static_cast<S>(b) * y[i]);
+    }
+  }
+
+  /// One step on flat vectors, as AdamStep says.
+  void adam(const AdamStep& s, const S* gradient, S* m, S* v, S* weights, Index size) const {
+    using std::sqrt;
+    for (Index i = 0; i < size; ++i) {
+      const S g = static_cast<S>(s.scale) * gradient[i];
+      m[i] = static_cast<S>(s.beta1) * m[i] + static_cast<S>(1 - s.beta1) * g;
+      v[i] = static_cast<S>(s.beta2) * v[i] + static_cast<S>(1 - s.beta2) * g * g;
+      weights[i] -= static_cast<S>(s.rate) * (static_cast<S>(s.unbias1) * m[i]) /
+                    (sqrt(static_cast<S>(s.unbias2) * v[i]) + static_cast<S>(s.eps));
+    }
   }
 
  private:
@@ -296,6 +322,14 @@ class Backend : public HostMemory {
     S sum = 0;
     for (Index j = 0; j < size; ++j) sum += x[j] * x[j];
     return S(1) / sqrt(sum / static_cast<S>(size) + static_cast<S>(eps));
+  }
+
+  /// 1 / (1 + exp(-x)), by the exponential that cannot overflow: on duals infinity has no tangent.
+  static S sigmoid(S x) {
+    using std::exp;
+    if (!(x < S(0))) return S(1) / (S(1) + exp(-x));
+    const S power = exp(x);
+    return power / (S(1) + power);
   }
 
   /// What every dx loses along x: inverse³ / size * <scale * dy, x>.

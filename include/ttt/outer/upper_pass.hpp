@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The part of a model that learns at test time, over one chunk: forwards, the inner gradient, and
+/// the outer gradient as the tangent of both.
+#pragma once
+
+#include <ttt/model/language_model.hpp>
+#include <ttt/ops/cross_entropy.hpp>
+
+namespace ttt::inline TTT_ABI {
+namespace detail {
+
+/// One chunk of a sequence, as both passes over it are given it.
+template <class Scalar>
+struct UpperInput {
+  View<const Scalar> h;  // (chunk, width): the lower half's result
+  Index position = 0;    // of the first row
+  const Token* targets = nullptr;
+  const Scalar* loss_weights = nullptr;  // of every target in the chunk's loss
+};
+
+/// What the first pass leaves for the second.
+template <class Model, class Scalar>
+struct UpperRecord {
+  Tape<Scalar> tape;
+  Positions<Scalar> at;
+  typename Model::template Saved<View<Scalar>> saved;
+  typename Model::template Saved<DualView<Scalar>> moved;
+
+  explicit UpperRecord(const Model& model)
+      : saved(model.template saved<View<Scalar>>()),
+        moved(model.template saved<DualView<Scalar>>()) {}
+};
+
+/// How much of the first pass is recorded.
+enum class Recorded : std::uint8_t { Nothing, Forward, All };
+
+/// Scores the chunk; with `gradients`, also the gradient of its loss with respect to what those
+/// have places for. The second pass needs as much recorded as it has tangents for.
+template <class Model, class B, class Tree, class Gradients, class Caches>
+void upper_values(Context<B> c, const Model& model, const Tree& p,
+                  const UpperInput<typename B::Scalar>& in, const Caches& caches,
+                  const Gradients* gradients, Recorded recorded, typename B::Scalar* nll,
+                  UpperRecord<Model, typename B::Scalar>& out) {
+  using Scalar = typename B::Scalar;
+  out.tape.clear();
+  out.at = model.positions(c, in.position, in.h.rows);
+  if (recorded != Recorded::Nothing) c.tape = &out.tape;
+  // Kept, so nothing is written over h.
+  const View<Scalar> h(const_cast<Scalar*>(in.h.data), in.h.rows, in.h.cols, in.h.stride);
+  const auto y = model.upper_forward(c, p, h, true, out.saved, out.at, caches);
+  if (recorded != Recorded::All) c.tape = nullptr;
+  const auto dy = ops::cross_entropy(c, y, model.head(p), in.targets, in.loss_weights, nll,
+                                     gradients != nullptr);
+  if (gradients == nullptr) return;
+  model.upper_backward(c, p, out.saved, dy, *gradients, false, out.at, caches);
+}
+
+/// The outer gradient of the chunk: adds to `d` and to the gradients of the keys and values, and
+/// returns that of in.h, good until the workspace is released. `p` has tangents along which the
+/// chunk's loss is differentiated a second time, or none; `seed` is the weight of its loss in the
+/// outer one.
+template <class Model, class B, class Tree, class Gradients, class Caches>
+View<typename B::Scalar> upper_tangents(const B& backend, Workspace<B>& workspace,
+                                        const Model& model, const Tree& p,
+                                        const UpperInput<typename B::Scalar>& in,
+                                        const Caches& caches, double seed, const Gradients& d,
+                                        UpperRecord<Model, typename B::Scalar>& record) {
+  using Scalar = typename B::Scalar;
+  TangentContext<B> c{backend, workspace, record.tape};
+  const View<Scalar> value(const_cast<Scalar*>(in.h.data), in.h.rows, in.h.cols, in.h.stride);
+  const DualView<Scalar> h{value, {}, in.h.rows, in.h.cols};
+  const auto y = model.upper_forward(c, p, h, true, record.moved, record.at, caches);
+  const auto dy = ops::cross_entropy(c, y, model.head(p), in.targets, in.loss_weights, seed,
+                                     Model::has_tied_head ? d.embedding : d.head);
+  return model.upper_backward(c, p, record.moved, dy, d, true, record.at, caches).tangent;
+}
+
+}  // namespace detail
+}  // namespace ttt::inline TTT_ABI

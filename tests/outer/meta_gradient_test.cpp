@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: MIT
+// The meta-gradient against differences of the library's own loss, and against itself computed in
+// other ways.
+#include <cmath>
+#include <limits>
+#include <string>
+#include <support/random.hpp>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <ttt/backend/eigen/backend.hpp>
+#include <ttt/backend/reference/backend.hpp>
+#include <ttt/layers/block.hpp>
+#include <ttt/model/weights.hpp>
+#include <ttt/outer/meta_gradient.hpp>
+
+namespace {
+
+using namespace ttt;
+using Double = eigen::Backend<double>;
+
+template <class AttentionType, class Placement = SandwichNorm>
+using Plain = Block<AttentionType, SwiGLU, Placement>;
+template <class AttentionType, class Placement = SandwichNorm>
+using Learning = Block<AttentionType, DualMLP<SwiGLU, SwiGLU>, Placement>;
+using Windowed = SlidingWindowAttention<>;
+using Tiny = LanguageModel<Stack<1, Plain<Windowed>>, Stack<2, Learning<Windowed>>>;
+
+Config tiny() {
+  return {.vocabulary = 11,
+          .width = 8,
+          .heads = 2,
+          .hidden = 6,
+          .window = 6,
+          .rope_base = 10000,
+          .eps = 1e-6};
+}
+
+/// Norm scales away from one, or their gradients would be those of a special place.
+template <class Model, class B>
+std::vector<typename B::Scalar> random_parameters(const Config& config, const B& backend) {
+  using Scalar = typename B::Scalar;
+  const auto weights = initialise<Model>(config, backend, 5, 0.4);
+  std::vector<Scalar> flat;
+  Random random{17};
+  Model::each(
+      [&](const ParameterName& name, const Weight<Scalar>& leaf) {
+        const auto stored = leaf.template stored<Scalar>();
+        for (Index i = 0; i < leaf.shape().size(); ++i) {
+          const double moved = name.role == Role::Norm ? 0.2 * random.normal() : 0;
+          flat.push_back(stored.data[i] + static_cast<Scalar>(moved));
+        }
+      },
+      weights.parameters());
+  return flat;
+}
+
+std::vector<Token> random_tokens(Index count, Index vocabulary = 11) {
+  Random random{23};
+  return test::tokens(random, count, vocabulary);
+}
+
+/// One model with one learner on one batch.
+template <class Model, class B, class LearnerType, class Order = SecondOrder>
+struct Problem {
+  using Scalar = typename B::Scalar;
+
+  Model model;
+  MetaGradient<Model, B, LearnerType, Order> meta;
+  std::vector<Scalar> parameters;
+  std::vector<Token> tokens;
+  std::vector<std::uint8_t> counts = {};
+
+  Problem(const Config& config, const LearnerType& learner, Index length, Index batch,
+          MetaOptions options = {}, const B& backend = B())
+      : model(config),
+        meta(model, backend, learner, length, options),
+        parameters(random_parameters<Model>(config, backend)),
+        tokens(random_tokens(batch * (length + 1), config.vocabulary)) {}
+
+  BatchLoss loss(std::vector<Scalar>& gradient) {
+    gradient.resize(parameters.size());
+    return meta(flat_tree<Weight<Scalar>>(model, parameters.data()), tokens, counts,
+                gradient.data());
+  }
+  std::vector<Scalar> gradient() {
+    std::vector<Scalar> out;
+    loss(out);
+    return out;
+  }
+  double value() {
+    std::vector<Scalar> unused;
+    return static_cast<double>(loss(unused).loss);
+  }
+  /// Central difference of fourth order along `move`, which is given a step.
+  template <class Move>
+  double difference(const Move& move, double step = 1e-4) {
+    const auto at = [&](double by) {
+      const auto before = parameters;
+      move(by);
+      const double result = value();
+      parameters = before;
+      return result;
+    };
+    return (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step);
+  }
+};
+
+/// Every tensor's gradient, in a random direction of that tensor.
+template <class Model, class LearnerType>
+void check_directions(Problem<Model, Double, LearnerType>& problem) {
+  const std::vector<double> gradient = problem.gradient();
+  Random random{31};
+  std::size_t first = 0;
+  auto shapes = problem.model.shapes();
+  Model::each(
+      [&](const ParameterName& name, const Shape& shape) {
+        CAPTURE(to_string(name));
+        const auto direction = test::uniforms(random, shape.size());
+        double along = 0, size = 0;
+        for (std::size_t i = 0; i < direction.size(); ++i) {
+          along += direction[i] * gradient[first + i];
+          size += gradient[first + i] * gradient[first + i];
+        }
+        const double difference = problem.difference(
+            [&](double by) {
+              for (std::size_t i = 0; i < direction.size(); ++i) {
+                problem.parameters[first + i] += by * direction[i];
+              }
+            },
+            2e-5);
+        const double scale = std::sqrt(size / static_cast<double>(direction.size()));
+        CHECK(std::abs(along - difference) <= 2e-7 * (scale + std::abs(difference)) + 1e-10);
+        first += direction.size();
+      },
+      shapes);
+  CHECK(first == gradient.size());
+}
+
+}  // namespace
+
+TEST_CASE("every element of every parameter, through five chunks with clipping") {
+  Problem<Tiny, Double, InnerLoop<Sgd>> problem(tiny(), {.chunk = 4, .clip = 0.3f}, 20, 1);
+  std::vector<double> gradient;
+  const BatchLoss loss = problem.loss(gradient);
+  CHECK(loss.sequences[0].inner_steps == 4);  // nobody reads behind the last chunk
+  CHECK(loss.sequences[0].clipped_steps == 4);
+  std::size_t i = 0;
+  auto shapes = problem.model.shapes();
+  Tiny::each(
+      [&](const ParameterName& name, const Shape& shape) {
+        CAPTURE(to_string(name));
+        double error = 0, size = 0;
+        for (Index n = 0; n < shape.size(); ++n, ++i) {
+          const double difference =
+              problem.difference([&](double by) { problem.parameters[i] += by; });
+          error += (gradient[i] - difference) * (gradient[i] - difference);
+          size += difference * difference;
+        }
+        CHECK(size > 0);
+        CHECK(std::sqrt(error / size) <= 1e-6);
+      },
+      shapes);
+}
+
+TEST_CASE("a batch, masked targets, a masked token and a chunk without any target") {
+  Problem<Tiny, Double, InnerLoop<Sgd>> problem(
+      tiny(), {.chunk = 4, .clip = 0.3f, .masked_target = Token{3}}, 16, 3);
+  problem.counts.assign(48, 1);
+  for (std::size_t i : {1u, 9u, 20u, 21u, 22u, 23u, 40u}) problem.counts[i] = 0;
+  std::vector<double> gradient;
+  const BatchLoss loss = problem.loss(gradient);
+  CHECK(loss.sequences[1].chunk_loss[1] == 0);
+  CHECK(loss.sequences[1].inner_steps == 2);
+  check_directions(problem);
+}
+
+TEST_CASE("variants of the model") {
+  const InnerLoop<Sgd> learner{.chunk = 4, .clip = 0.3f};
+  SUBCASE("a window shorter than the chunk") {
+    Config config = tiny();
+    config.window = 3;
+    Problem<Tiny, Double, InnerLoop<Sgd>> problem(config, learner, 12, 1);
+    check_directions(problem);
+  }
+  SUBCASE("grouped queries, heads of another size") {
+    Config config = tiny();
+    config.heads = 4;
+    config.key_heads = 2;
+    config.head_dim = 6;
+    Problem<Tiny, Double, InnerLoop<Sgd>> problem(config, learner, 12, 1);
+    check_directions(problem);
+  }
+  SUBCASE("pre-norm, no QK-norm, half-split RoPE, ordinary MLPs learn, a head of its own") {
+    using Attention = SlidingWindowAttention<dynamic, NoQkNorm, HalfSplitRope>;
+    using Model = LanguageModel<Stack<1, Plain<Attention, PreNorm>>,
+                                Stack<2, Plain<Attention, PreNorm>>, SeparateHead>;
+    Problem<Model, Double, InnerLoop<Sgd>> problem(
+        tiny(), {.chunk = 4, .clip = 0.3f, .what = Learns::SuffixMlps}, 12, 1);
+    check_directions(problem);
+  }
+  SUBCASE("the static half of a DualMLP learns, behind a dynamic half that does not") {
+    Problem<Tiny, Double, InnerLoop<Sgd>> problem(
+        tiny(), {.chunk = 4, .clip = 0.3f, .what = Learns::SuffixMlps}, 12, 1);
+    check_directions(problem);
+  }
+  SUBCASE("full attention in the suffix") {
+    using Model = LanguageModel<Stack<1, Plain<Windowed>>, Stack<2, Learning<FullAttention<>>>>;
+    Problem<Model, Double, InnerLoop<Sgd>> problem(tiny(), learner, 16, 1);
+    check_directions(problem);
+  }
+  SUBCASE("every block learns") {
+    using Model = LanguageModel<Stack<0, Plain<Windowed>>, Stack<3, Learning<Windowed>>>;
+    Problem<Model, Double, InnerLoop<Sgd>> problem(tiny(), learner, 12, 1);
+    check_directions(problem);
+  }
+  SUBCASE("one block learns, without clipping") {
+    using Model = LanguageModel<Stack<2, Plain<Windowed>>, Stack<1, Learning<Windowed>>>;
+    Problem<Model, Double, InnerLoop<Sgd>> problem(tiny(), {.chunk = 3, .clip = 0}, 12, 1);
+    check_directions(problem);
+  }
+  SUBCASE("nothing learns") {
+    Problem<Tiny, Double, NoLearning> problem(tiny(), {}, 12, 2);
+    check_directions(problem);
+  }
+}
+
+TEST_CASE("through an optimizer with a memory of its own") {
+  Problem<Tiny, Double, InnerLoop<Momentum>> problem(
+      tiny(), {.chunk = 4, .clip = 0.3f, .optimizer = {.rate = 0.7f, .decay = 0.6f}}, 20, 1);
+  check_directions(problem);
+}
+
+TEST_CASE_TEMPLATE("what is kept and what is computed again does not change a bit", B,
+                   eigen::Backend<float>, eigen::Backend<double>, reference::Backend<double>) {
+  const InnerLoop<Momentum> learner{.chunk = 2, .clip = 0.3f};
+  Problem<Tiny, B, InnerLoop<Momentum>> everything(tiny(), learner, 22, 2);
+  const auto want = everything.gradient();
+  for (const Keep keep : {Keep{1}, Keep{2}, Keep{3}, Keep{10}, Keep{11}, Keep::sqrt()}) {
+    for (const bool recompute : {false, true}) {
+      CAPTURE(keep.chunks);
+      CAPTURE(recompute);
+      Problem<Tiny, B, InnerLoop<Momentum>> less(tiny(), learner, 22, 2,
+                                                 {.keep = keep, .recompute = recompute});
+      std::vector<typename B::Scalar> gradient;
+      CHECK(less.loss(gradient).sequences[1].inner_steps == 10);
+      CHECK(gradient == want);
+    }
+  }
+}
+
+TEST_CASE("threads and sequences at a time do not change a bit") {
+  using B = eigen::Backend<float>;
+  const InnerLoop<Sgd> learner{.chunk = 4, .clip = 0.3f};
+  Problem<Tiny, B, InnerLoop<Sgd>> alone(tiny(), learner, 12, 5, {.sequences = 1}, B(1));
+  const auto want = alone.gradient();
+  for (const int threads : {1, 2, 3}) {
+    for (const Index at_once : {0, 1, 2, 5, 9}) {
+      CAPTURE(threads);
+      CAPTURE(at_once);
+      Problem<Tiny, B, InnerLoop<Sgd>> problem(tiny(), learner, 12, 5, {.sequences = at_once},
+                                               B(threads));
+      CHECK(problem.gradient() == want);
+      CHECK(problem.gradient() == want);  // and nothing of one batch is left in the next
+    }
+  }
+}
+
+TEST_CASE("without a step, orders agree with each other and with a model that does not learn") {
+  const InnerLoop<Sgd> still{.chunk = 4, .optimizer = {.rate = 0}};
+  Problem<Tiny, Double, InnerLoop<Sgd>> exact(tiny(), still, 12, 2);
+  Problem<Tiny, Double, InnerLoop<Sgd>, FirstOrder> first(tiny(), still, 12, 2);
+  Problem<Tiny, Double, NoLearning> plain(tiny(), {}, 12, 2);
+  const auto a = exact.gradient(), b = first.gradient(), c = plain.gradient();
+  CHECK(exact.value() == doctest::Approx(plain.value()).epsilon(1e-13));
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    CHECK(a[i] == doctest::Approx(c[i]).epsilon(1e-9));
+    CHECK(b[i] == doctest::Approx(c[i]).epsilon(1e-9));
+  }
+}
+
+TEST_CASE("first order leaves out just what goes through the steps") {
+  // With the inner gradient's dependence on everything cut, the loss of a chunk depends on what
+  // learns as if its weights had been given: a difference that moves the start of learning and
+  // keeps the steps says the same.
+  const InnerLoop<Sgd> learner{.chunk = 4, .clip = 0.3f};
+  Problem<Tiny, Double, InnerLoop<Sgd>, FirstOrder> first(tiny(), learner, 8, 1);
+  Problem<Tiny, Double, InnerLoop<Sgd>> exact(tiny(), learner, 8, 1);
+  const auto a = first.gradient(), b = exact.gradient();
+  double distance = 0, size = 0, along = 0, other = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    distance += (a[i] - b[i]) * (a[i] - b[i]);
+    size += b[i] * b[i];
+    along += a[i] * b[i];
+    other += a[i] * a[i];
+  }
+  CHECK(std::sqrt(distance / size) > 1e-3);
+  CHECK(along / std::sqrt(size * other) > 0.5);
+  // Nothing follows the only chunk of a sequence: there is nothing to leave out.
+  Problem<Tiny, Double, InnerLoop<Sgd>, FirstOrder> short_first(tiny(), learner, 4, 1);
+  Problem<Tiny, Double, InnerLoop<Sgd>> short_exact(tiny(), learner, 4, 1);
+  CHECK(short_first.gradient() == short_exact.gradient());
+}
+
+TEST_CASE("wrong sizes and tokens are refused before anything happens") {
+  const InnerLoop<Sgd> learner{.chunk = 4};
+  const auto message = [](const auto& f) -> std::string {
+    try {
+      f();
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  using P = Problem<Tiny, Double, InnerLoop<Sgd>>;
+  CHECK(message([&] { P(tiny(), learner, 10, 1); }) ==
+        "ttt: training: a sequence of 10 tokens is not a whole number of chunks of 4");
+  P problem(tiny(), learner, 8, 1);
+  const auto want = problem.gradient();
+  const auto tokens = problem.tokens;
+  problem.tokens.pop_back();
+  CHECK(message([&] { problem.gradient(); }) ==
+        "ttt: training: a batch has 8 tokens, expected a whole number of sequences of 9");
+  problem.tokens = tokens;
+  problem.tokens[3] = 11;
+  CHECK(message([&] { problem.gradient(); }) ==
+        "ttt: training: token 11 at place 3 is outside the vocabulary of 11");
+  problem.tokens = tokens;
+  problem.counts = {1};
+  CHECK(message([&] { problem.gradient(); }) == "ttt: training: a batch has 1 marks, expected 8");
+  problem.counts.clear();
+  const auto parameters = problem.parameters;
+  problem.parameters[7] = std::numeric_limits<double>::quiet_NaN();
+  CHECK_THROWS_AS(problem.gradient(), NonFiniteError);
+  problem.parameters = parameters;
+  CHECK(problem.gradient() == want);
+}
+
+TEST_CASE("the memory of a gradient is known beforehand, and sqrt takes less") {
+  const Double cpu(1);
+  const Tiny model(tiny());
+  const InnerLoop<Sgd> learner{.chunk = 4};
+  const auto bytes = [&](Index length, Keep keep) {
+    return MetaGradient<Tiny, Double>::required_bytes(model, cpu, learner, length,
+                                                      {.keep = keep, .recompute = true});
+  };
+  const auto inner = [&](Index length, Keep keep) {  // what is not linear in tokens
+    return static_cast<double>(bytes(length, keep)) -
+           static_cast<double>(length) *
+               static_cast<double>(bytes(1 << 20, Keep{1}) - bytes(1 << 19, Keep{1})) / (1 << 19);
+  };
+  CHECK(bytes(4096, Keep::sqrt()) < bytes(4096, Keep::all()) / 2);
+  CHECK(inner(1 << 14, Keep::sqrt()) < 2.5 * inner(1 << 12, Keep::sqrt()));
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Sizes and inputs for tests of a backend's primitives: on both sides of each packet, panel and
+/// tile.
+#pragma once
+
+#include <algorithm>
+#include <support/equivalence.hpp>
+#include <support/matrix.hpp>
+#include <support/random.hpp>
+#include <utility>
+
+#include <doctest/doctest.h>
+
+#include <ttt/backend/concepts.hpp>
+#include <ttt/backend/reference/backend.hpp>
+
+namespace ttt::test {
+
+inline constexpr Index row_counts[] = {1, 2, 3, 4, 5, 7, 8, 9, 63, 64, 65, 130, 257};
+inline constexpr Index col_counts[] = {1, 3, 8, 17, 31, 33, 48, 61, 100};
+
+/// Calls f(rows, cols) for every pair of the sizes above.
+template <class F>
+void for_shapes(const F& f) {
+  for (Index rows : row_counts) {
+    for (Index cols : col_counts) {
+      CAPTURE(rows);
+      CAPTURE(cols);
+      f(rows, cols);
+    }
+  }
+}
+
+/// A norm whose scale is absent, wide or narrow.
+template <class S>
+struct TestNorm {
+  StoredWeight<S> scale;
+  bool has_scale;
+  double eps;
+
+  static TestNorm make(Random& random, Index width, int kind, double eps = 1e-6) {
+    return {StoredWeight<S>(random, {1, width}, false, kind == 2), kind > 0, eps};
+  }
+  template <class U>
+  TestNorm<U> as() const {
+    return {scale.template as<U>(), has_scale, eps};
+  }
+  Norm<S> norm() const { return {has_scale ? scale.weight() : Weight<S>(), eps}; }
+};
+
+template <class B>
+using ScalarOf = typename B::Scalar;
+
+/// A block of queries, and a ring with the keys and values that they see and nothing else.
+template <class S>
+struct AttentionInputs {
+  Index rows;
+  AttentionShape shape;
+  Index first;  // position of the first gradient of a key
+  Matrix<S> q, dout;
+  Matrix<S> keys, values;    // (heads x slots, head_dim)
+  Matrix<S> dkeys, dvalues;  // what the gradients are added to
+
+  /// `before`: how many keys before the block have gradients too, if so many are seen.
+  AttentionInputs(Random& random, Index rows_, AttentionShape shape_, Index spare, Index before = 0,
+                  double scale = 1)
+      : rows(rows_),
+        shape(shape_),
+        first(std::max(shape.first_key(shape.position), shape.position - before)),
+        q(Matrix<S>::input(random, rows, shape.heads * shape.head_dim, 3, scale)),
+        dout(Matrix<S>::input(random, rows, shape.heads * shape.head_dim, 1)),
+        keys(Matrix<S>::input(shape.key_heads * (seen() + spare), shape.head_dim)),
+        values(keys),
+        dkeys(Matrix<S>::output(random, shape.position + rows - first,
+                                shape.key_heads * shape.head_dim, 2)),
+        dvalues(dkeys) {
+    const auto new_keys = Matrix<S>::input(random, seen(), shape.key_heads * shape.head_dim, 2);
+    const auto new_values = Matrix<S>::input(random, seen(), shape.key_heads * shape.head_dim, 2);
+    const reference::Backend<S> b;
+    const Index oldest = shape.first_key(shape.position);
+    b.store(new_keys.view(), {keys.view().data, shape.key_heads, seen() + spare, shape.head_dim},
+            oldest);
+    b.store(new_values.view(),
+            {values.view().data, shape.key_heads, seen() + spare, shape.head_dim}, oldest);
+  }
+
+  Index seen() const { return shape.position + rows - shape.first_key(shape.position); }
+
+  template <class T>
+  static Cache<const T> cache(const Matrix<T>& m, const AttentionShape& shape) {
+    return {m.view().data, shape.key_heads, m.view().rows / shape.key_heads, shape.head_dim};
+  }
+
+  /// Forward and backward: o, lse, dq, dkeys, dvalues.
+  template <class B>
+  auto run(const B& b) const {
+    using T = ScalarOf<B>;
+    const auto q_ = q.template as<T>(), dout_ = dout.template as<T>();
+    const auto keys_ = keys.template as<T>(), values_ = values.template as<T>();
+    const Cache<const T> k = cache(keys_, shape), v = cache(values_, shape);
+    auto o = Matrix<T>::output(rows, shape.heads * shape.head_dim, 5), dq = o;
+    auto lse = Matrix<T>::output(shape.heads, rows, 2);
+    auto dk = dkeys.template as<T>(), dv = dvalues.template as<T>();
+    b.attention(q_.view(), k, v, shape, o.view(), lse.view());
+    b.attention_backward(q_.view(), k, v, shape, o.view(), lse.view(), dout_.view(), dq.view(),
+                         dk.view(), dv.view(), first);
+    return results(std::move(o), std::move(lse), std::move(dq), std::move(dk), std::move(dv));
+  }
+};
+
+}  // namespace ttt::test
