@@ -150,6 +150,19 @@ inline void check_writable(const std::string& path) {
   if (code != 0) throw std::runtime_error("cannot write " + path + ": " + std::strerror(code));
 }
 
+/// A line, or some, to standard output, at once, so that a pipe's reader sees it. Throws
+/// std::runtime_error, one sentence, when it cannot be written.
+template <class... Values>
+void say(const char* format, Values... values) {
+  std::printf(format, values...);
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    throw std::runtime_error("cannot write to standard output");
+  }
+}
+inline void say(const char* text) {
+  say("%s", text);
+}
+
 /// Replaces a file. Throws std::runtime_error, one sentence.
 inline void write_file(const std::string& path, std::string_view text) {
   const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "wb"),

@@ -67,7 +67,7 @@ inline std::string print(const char* format, double value) {
 /// improvement, does not decide the scale. At least one row.
 inline LineChart training_chart(const std::string& title, const std::vector<TrainingRow>& rows) {
   using namespace training_chart_detail;
-  constexpr std::size_t most_points = 150;
+  constexpr std::size_t most_points = 60;
   const std::size_t piece = (rows.size() + most_points - 1) / most_points;
   Points training = smoothed(rows, piece), learning, frozen;
   for (const TrainingRow& row : rows) {
@@ -87,20 +87,18 @@ inline LineChart training_chart(const std::string& title, const std::vector<Trai
   LineChart chart{.title = title, .x_title = "step", .y_title = "bits per byte"};
   chart.x_begin = begin;
   chart.x_end = end;
+  chart.subtitle = print("The training text, as means over %.0f steps", static_cast<double>(piece));
   if (!learning.empty()) {
-    chart.subtitle = "Validation text, read frozen and learning on the way";
-    const auto note = [](const Points& points) {
-      return print("validation, %.3f", points.back().y);
+    const auto add = [&](const char* label, const Points& points, const char* color) {
+      chart.curves.push_back({label, print("validation: %.3f", points.back().y), color,
+                              from_below(points, most, false)});
     };
-    chart.curves.push_back({"frozen", note(frozen), "#6e7781", from_below(frozen, most, false)});
-    chart.curves.push_back(
-        {"learning", note(learning), "#0969da", from_below(learning, most, false)});
-    chart.subtitle += print(", and the training text (means over %.0f steps)", double(piece));
-  } else {
-    chart.subtitle = print("Means over %.0f steps", double(piece));
+    add("frozen", frozen, "#6e7781");
+    add("learning", learning, "#0969da");
+    chart.subtitle += ", and the validation text, read frozen and while learning";
   }
-  const std::string note = print("while learning, %.3f", training.back().y);
-  chart.curves.push_back({"training", note, "#bc4c00", from_below(training, most, true), false});
+  chart.curves.push_back({"training", print("at the end %.3f", training.back().y), "#bc4c00",
+                          from_below(training, most, true), false});
   return chart;
 }
 

@@ -123,6 +123,38 @@ class Learner {
   Step update(const Backend&, Update<float>) const { return {}; }
 };
 
+/// A learner that can be trained through, and copied.
+class BackwardLearner {
+ public:
+  const short chunk = 4;
+  static constexpr int slots = 1;
+
+  explicit BackwardLearner(int) {}
+  BackwardLearner(const BackwardLearner&) = default;
+  BackwardLearner& operator=(const BackwardLearner&) = delete;
+
+  bool learns(const ParameterName& name) const { return name.role == Role::DynamicMlp; }
+  bool masks(Token) const { return false; }
+  Step update(const Backend&, Update<float>) const { return {}; }
+  void backward(const Backend&, const Step&, UpdateGradient<float>) const {}
+};
+
+/// A schedule, made from an int, whose rate converts to a double.
+class Schedule {
+ public:
+  explicit Schedule(int) {}
+  float rate(Index) const { return 0; }
+};
+
+/// Samples of nothing.
+class Source {
+ public:
+  explicit Source(int) {}
+  Index size() const { return 0; }
+  Index length() const { return 4; }
+  void sample(Index, std::span<Token>) const {}
+};
+
 /// A sampler that cannot even be copied.
 class Sampler {
  public:

@@ -76,8 +76,6 @@ class MetaGradient {
   /// Scalars of all parameters, in the order of Model::each: of a flat gradient.
   Index size() const { return size_; }
   const LearnerType& learner() const { return learner_; }
-  /// Replaces the learner by one of other rates; what learns, and in which chunks, must stay.
-  void set_learner(const LearnerType& learner) { learner_ = learner; }
 
   /// The loss of a batch and, in `gradient` (size() scalars in the backend's memory, replaced), its
   /// gradient. `tokens` are the sequences of length() + 1 tokens one after the other; `counts`, if
@@ -86,6 +84,14 @@ class MetaGradient {
   /// when a score is not finite, and then `gradient` may hold anything.
   BatchLoss operator()(const Tree& parameters, std::span<const Token> tokens,
                        std::span<const std::uint8_t> counts, Scalar* gradient) {
+    return (*this)(parameters, tokens, counts, gradient, learner_);
+  }
+
+  /// The same with a learner of other rates, for this batch; what learns, and in which chunks, must
+  /// be the same.
+  BatchLoss operator()(const Tree& parameters, std::span<const Token> tokens,
+                       std::span<const std::uint8_t> counts, Scalar* gradient,
+                       const LearnerType& learner) {
     const Index batch = check(tokens, counts);
     const double share = 1.0 / static_cast<double>(batch);
     BatchLoss result;
@@ -104,7 +110,7 @@ class MetaGradient {
         try {
           backend_.fill(Scalar(0), worker.gradient.data(), size_);
           result.sequences[n] = worker.pass.run(
-              learner_, parameters, tokens.subspan(n * (length + 1), length + 1),
+              learner, parameters, tokens.subspan(n * (length + 1), length + 1),
               counts.empty() ? counts : counts.subspan(n * length, length), share, worker.tree);
         } catch (...) {
           worker.failure = std::current_exception();

@@ -61,7 +61,7 @@ template <class Model, class B, class LearnerType, class Outer, class Source,
           class Order = SecondOrder>
 class Trainer {
   static_assert(io::SampleSource<Source>,
-                "ttt: the source lacks sample(index, tokens) or size(); see "
+                "ttt: the source lacks sample(index, tokens), length() or size(); see "
                 "docs/concepts.md#samplesource");
 
  public:
@@ -126,8 +126,7 @@ class Trainer {
           options_.inner_warmup.multiplier(step_, static_cast<double>(learner.optimizer.rate));
       learner.rate_multiplier *= static_cast<float>(report.inner_multiplier);
     }
-    gradient_of_.set_learner(learner);
-    const BatchLoss loss = gradient_of_(tree_, tokens_, {}, gradient_.data());
+    const BatchLoss loss = gradient_of_(tree_, tokens_, {}, gradient_.data(), learner);
     report.loss = loss.loss;
     for (const SequenceLoss& sequence : loss.sequences) {
       report.inner_steps += sequence.inner_steps;

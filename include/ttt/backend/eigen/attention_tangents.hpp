@@ -57,7 +57,7 @@ inline void mask_pair(const QueryTile& tile, const AttentionShape& shape, Index 
   });
 }
 
-/// Rows [0, count) of a head's keys or values, at `key`, in a block that starts at `position`.
+/// The rows of one head from `key` on, of a block that starts at `position`.
 template <class S>
 inline const S* own_rows(View<const S> block, Index key, Index position, Index key_head, Index d) {
   return block.row(key - position) + key_head * d;

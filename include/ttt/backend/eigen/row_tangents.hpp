@@ -20,7 +20,8 @@ template <class S>
 TTT_INLINE S inverse_rms_tangent(const S* x, const S* tx, S inverse, Index size) {
   const S dot = sum_lanes<S>(
       size, [&]<class P>(Index j) { return packet::pmul(load<P>(x + j), load<P>(tx + j)); });
-  return -inverse * inverse * inverse * dot / static_cast<S>(size);
+  const double wide = static_cast<double>(inverse);
+  return static_cast<S>(-wide * wide * wide * static_cast<double>(dot) / static_cast<double>(size));
 }
 
 /// scale * (inverse * tx + tinverse * x): the tangent of a norm's output.
@@ -48,9 +49,12 @@ TTT_INLINE void norm_backward_tangent_row(const S* x, const S* tx, const Element
     return Two<P>{packet::pmul(sdy, at),
                   packet::pmadd(stdy, at, packet::pmul(sdy, load<P>(tx + j)))};
   });
-  const S square = inverse * inverse / static_cast<S>(size);
-  const S pull = -square * inverse * dot.first;
-  const S tpull = -square * (S(3) * tinverse * dot.first + inverse * dot.second);
+  // Numbers that multiply whole rows: in double, as the norm itself has them.
+  const double wide = static_cast<double>(inverse), first = static_cast<double>(dot.first);
+  const double square = wide * wide / static_cast<double>(size);
+  const S pull = static_cast<S>(-square * wide * first);
+  const S tpull = static_cast<S>(-square * (3 * static_cast<double>(tinverse) * first +
+                                            wide * static_cast<double>(dot.second)));
   for_lanes<S>(size, [&]<class P>(Index j) {
     P value = packet::pmadd(broadcast<P>(inverse), load<P>(tdy + j),
                             packet::pmul(broadcast<P>(tinverse), load<P>(dy + j)));

@@ -43,8 +43,7 @@ TTT_INLINE S inverse_rms(const S* x, Index size, double eps) {
     return packet::pmul(v, v);
   });
   // One number a row multiplies all of it: in double it is right to the last bit, for nothing.
-  return static_cast<S>(
-      1 / std::sqrt(static_cast<double>(sum) / static_cast<double>(size) + eps));
+  return static_cast<S>(1 / std::sqrt(static_cast<double>(sum) / static_cast<double>(size) + eps));
 }
 
 /// dx (+)= inverse * scale * dy - x * inverse³ / size * <scale * dy, x>. dx may be dy.
@@ -55,8 +54,8 @@ TTT_INLINE void norm_backward_row(const S* x, const Element* scale, S inverse, c
     return packet::pmul(scaled<P>(scale, j, load<P>(dy + j)), load<P>(x + j));
   });
   const double wide = static_cast<double>(inverse);
-  const S pull = static_cast<S>(-wide * wide * wide * static_cast<double>(dot) /
-                                static_cast<double>(size));
+  const S pull =
+      static_cast<S>(-wide * wide * wide * static_cast<double>(dot) / static_cast<double>(size));
   for_lanes<S>(size, [&]<class P>(Index j) {
     P value = packet::pmul(broadcast<P>(inverse), scaled<P>(scale, j, load<P>(dy + j)));
     value = packet::pmadd(broadcast<P>(pull), load<P>(x + j), value);
@@ -333,8 +332,8 @@ inline void adam(ThreadPool& pool, const AdamStep& step, const S* gradient, S* m
     for_lanes<S>(std::min(flat_block, size - first), [&]<class P>(Index i) {
       const Index j = first + i;
       const P g = packet::pmul(broadcast<P>(scale), load<P>(gradient + j));
-      const P mean = packet::pmadd(broadcast<P>(beta1), load<P>(m + j),
-                                   packet::pmul(broadcast<P>(new1), g));
+      const P mean =
+          packet::pmadd(broadcast<P>(beta1), load<P>(m + j), packet::pmul(broadcast<P>(new1), g));
       const P square = packet::pmadd(broadcast<P>(beta2), load<P>(v + j),
                                      packet::pmul(broadcast<P>(new2), packet::pmul(g, g)));
       const P root = packet::psqrt(packet::pmul(broadcast<P>(unbias2), square));

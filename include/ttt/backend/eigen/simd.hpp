@@ -85,17 +85,16 @@ TTT_INLINE P broadcast(S value) {
   return packet::pset1<P>(value);
 }
 
-/// (1, 0, 3, 2, ...): the neighbours of each pair exchanged.
+template <class P, std::size_t... I>
+TTT_INLINE P swap_pairs(const P& x, std::index_sequence<I...>) {
+  using Wide = typename Vector<typename packet::unpacket_traits<P>::type, sizeof...(I)>::type;
+  const Wide wide = std::bit_cast<Wide>(x);
+  return std::bit_cast<P>(__builtin_shufflevector(wide, wide, static_cast<int>(I ^ 1)...));
+}
+/// The packet with the neighbours of each pair exchanged: (1, 0, 3, 2, ...).
 template <class P>
 TTT_INLINE P swap_pairs(const P& x) {
-  using S = typename packet::unpacket_traits<P>::type;
-  constexpr std::size_t n = packet::unpacket_traits<P>::size;
-  using Wide = typename Vector<S, n>::type;
-  return [&]<std::size_t... I>(std::index_sequence<I...>) {
-    const Wide wide = std::bit_cast<Wide>(x);
-    return std::bit_cast<P>(__builtin_shufflevector(wide, wide, static_cast<int>(I ^ 1)...));
-  }
-  (std::make_index_sequence<n>());
+  return swap_pairs(x, std::make_index_sequence<packet::unpacket_traits<P>::size>());
 }
 
 /// exp that keeps a NaN a NaN: the packet form clamps its argument, which would hide one.
@@ -126,6 +125,7 @@ TTT_INLINE S sum_lanes(Index size, const F& term) {
   return sum;
 }
 
+/// Two packets, or two scalars.
 template <class P>
 struct Two {
   P first, second;
