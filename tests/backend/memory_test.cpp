@@ -9,8 +9,8 @@
 #include <ttt/backend/eigen/backend.hpp>
 #include <ttt/backend/reference/backend.hpp>
 #include <ttt/backend/workspace.hpp>
-#include <ttt/ops/context.hpp>
 #include <ttt/core/error.hpp>
+#include <ttt/ops/context.hpp>
 
 namespace {
 
