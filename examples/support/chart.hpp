@@ -187,6 +187,10 @@ inline std::string LineChart::svg() const {
     for (std::size_t j = 0; j < i; ++j) labels[j].first -= missing / 2;
     labels[i].first += missing / 2;
   }
+  const double below = labels.back().first + 15 - (bottom + 4);  // where the last tick's number is
+  if (below > 0) {
+    for (auto& label : labels) label.first -= below;
+  }
   for (const auto& [at, curve] : labels) {
     const double x = right + 12;
     print(out, "<g fill=\"%s\">", curve->color.c_str());

@@ -97,7 +97,7 @@ inline LineChart training_chart(const std::string& title, const std::vector<Trai
     add("learning", learning, "#0969da");
     chart.subtitle += ", and the validation text, read frozen and while learning";
   }
-  chart.curves.push_back({"training", print("at the end %.3f", training.back().y), "#bc4c00",
+  chart.curves.push_back({"training", print("last mean: %.3f", training.back().y), "#bc4c00",
                           from_below(training, most, true), false});
   return chart;
 }
