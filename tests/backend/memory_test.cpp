@@ -2,6 +2,7 @@
 // Host memory, the workspace, and the backend that only measures it.
 #include <cstdint>
 #include <limits>
+#include <support/kernels.hpp>
 #include <utility>
 
 #include <doctest/doctest.h>

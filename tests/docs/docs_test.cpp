@@ -10,6 +10,7 @@
 #include <span>
 #include <stop_token>
 #include <string>
+#include <support/kernels.hpp>
 #include <vector>
 
 #include <doctest/doctest.h>

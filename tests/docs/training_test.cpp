@@ -6,6 +6,7 @@
 #include <fstream>
 #include <string>
 #include <string_view>
+#include <support/kernels.hpp>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -36,13 +37,9 @@ struct Folder {
 TEST_CASE("docs/outer_loop.md: a meta-gradient") {
   //! [meta_gradient]
   const ttt::Cpu cpu;
-  const auto weights = ttt::initialise<Small>({.vocabulary = 256,
-                                               .width = 32,
-                                               .heads = 2,
-                                               .hidden = 64,
-                                               .rope_base = 10000,
-                                               .eps = 1e-6},
-                                              cpu, 1);
+  const auto weights = ttt::initialise<Small>(
+      {.vocabulary = 256, .width = 32, .heads = 2, .hidden = 64, .rope_base = 10000, .eps = 1e-6},
+      cpu, 1);
   const ttt::InnerLoop<ttt::Sgd> learner{.chunk = 16};
   ttt::MetaGradient gradient_of(weights.model(), cpu, learner, 64);  // sequences of 64 predictions
 

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <stop_token>
 #include <string>
+#include <support/kernels.hpp>
 #include <support/models.hpp>
 #include <vector>
 

@@ -9,6 +9,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <support/kernels.hpp>
 #include <support/models.hpp>
 #include <thread>
 #include <utility>

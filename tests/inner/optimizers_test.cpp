@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <span>
 #include <string>
+#include <support/kernels.hpp>
 #include <support/models.hpp>
 #include <vector>
 

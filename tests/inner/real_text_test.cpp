@@ -5,6 +5,7 @@
 #include <numbers>
 #include <span>
 #include <string>
+#include <support/kernels.hpp>
 #include <support/models.hpp>
 #include <vector>
 

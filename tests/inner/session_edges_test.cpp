@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <support/kernels.hpp>
 #include <support/models.hpp>
 #include <support/random.hpp>
 #include <utility>

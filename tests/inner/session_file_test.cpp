@@ -9,6 +9,7 @@
 #include <limits>
 #include <map>
 #include <string>
+#include <support/kernels.hpp>
 #include <support/models.hpp>
 #include <support/random.hpp>
 #include <sys/stat.h>

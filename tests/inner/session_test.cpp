@@ -8,6 +8,7 @@
 #include <stop_token>
 #include <string>
 #include <string_view>
+#include <support/kernels.hpp>
 #include <support/models.hpp>
 #include <type_traits>
 #include <utility>

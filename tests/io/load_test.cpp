@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <support/golden.hpp>
+#include <support/kernels.hpp>
 #include <support/models.hpp>
 #include <utility>
 #include <vector>

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <support/kernels.hpp>
 #include <support/models.hpp>
 #include <support/random.hpp>
 #include <sys/stat.h>

@@ -5,6 +5,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <support/kernels.hpp>
 #include <support/random.hpp>
 #include <type_traits>
 #include <utility>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The paper's models have the sizes of its table; no parameter is allocated to see it.
 #include <string>
+#include <support/kernels.hpp>
 
 #include <doctest/doctest.h>
 

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <string>
 #include <support/golden.hpp>
+#include <support/kernels.hpp>
 #include <vector>
 
 #include <doctest/doctest.h>

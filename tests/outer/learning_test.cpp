@@ -6,6 +6,7 @@
 #include <cmath>
 #include <numeric>
 #include <span>
+#include <support/kernels.hpp>
 #include <utility>
 #include <vector>
 

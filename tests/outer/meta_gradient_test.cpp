@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <support/kernels.hpp>
 #include <support/random.hpp>
 #include <vector>
 

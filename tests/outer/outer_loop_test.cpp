@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <cmath>
 #include <limits>
+#include <support/kernels.hpp>
 #include <vector>
 
 #include <doctest/doctest.h>

@@ -4,6 +4,7 @@
 #include <span>
 #include <string>
 #include <support/golden.hpp>
+#include <support/kernels.hpp>
 #include <vector>
 
 #include <doctest/doctest.h>

@@ -14,6 +14,7 @@
 #include <span>
 #include <sstream>
 #include <string>
+#include <support/kernels.hpp>
 #include <sys/wait.h>
 #include <thread>
 #include <unistd.h>

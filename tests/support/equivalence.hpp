@@ -4,6 +4,7 @@
 #pragma once
 
 #include <string>
+#include <support/kernels.hpp>
 #include <support/matrix.hpp>
 #include <support/tolerance.hpp>
 #include <type_traits>

@@ -5,6 +5,7 @@
 
 #include <string>
 #include <support/gradcheck.hpp>
+#include <support/kernels.hpp>
 #include <support/random.hpp>
 #include <vector>
 

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <span>
 #include <string>
+#include <support/kernels.hpp>
 #include <support/random.hpp>
 #include <vector>
 

@@ -217,7 +217,7 @@ inline void attention_row(const S* q, Cache<const S> keys, Cache<const S> values
 
 /// o = softmax(q·kᵀ / sqrt(d))·v; lse(h, t) = log of the row's sum of exponentials, where wanted.
 template <class S>
-inline void attention(ThreadPool& pool, View<const S> q, Cache<const S> keys, Cache<const S> values,
+void attention(ThreadPool& pool, View<const S> q, Cache<const S> keys, Cache<const S> values,
                       const AttentionShape& shape, View<S> o, View<S> lse) {
   if (q.rows <= thin_rows) {
     pool.run(shape.heads * q.rows, [&](Index task) {
@@ -310,7 +310,7 @@ inline void attention_backward_tile(View<const S> q, Cache<const S> keys, Cache<
 /// values before `first` are constants. One task a key head: its keys' gradients are sums over
 /// queries, added in a fixed order.
 template <class S>
-inline void attention_backward(ThreadPool& pool, View<const S> q, Cache<const S> keys,
+void attention_backward(ThreadPool& pool, View<const S> q, Cache<const S> keys,
                                Cache<const S> values, const AttentionShape& shape, View<const S> o,
                                View<const S> lse, View<const S> dout, View<S> dq, View<S> dkeys,
                                View<S> dvalues, Index first) {

@@ -135,7 +135,7 @@ inline void attention_tangent_tile(View<const S> q, View<const S> tq, Cache<cons
 /// row r belongs to position shape.position + r: earlier keys and values do not move. Three
 /// products for every query and key of a tile, five for the block's own keys.
 template <class S>
-inline void attention_tangent(ThreadPool& pool, View<const S> q, View<const S> tq,
+void attention_tangent(ThreadPool& pool, View<const S> q, View<const S> tq,
                               Cache<const S> keys, Cache<const S> values, View<const S> tkeys,
                               View<const S> tvalues, const AttentionShape& shape, View<const S> o,
                               View<const S> lse, View<S> to, View<S> tlse) {
@@ -268,7 +268,7 @@ struct AttentionBackwardTangent {
 /// Five products for every query and key of a tile, four more from `first` on, three more for the
 /// block's own keys. One task a key head, as in attention_backward.
 template <class S>
-inline void attention_backward_tangent(ThreadPool& pool,
+void attention_backward_tangent(ThreadPool& pool,
                                        const AttentionBackwardTangent<S>& operands) {
   const AttentionShape& shape = operands.shape;
   const Index group = shape.heads / shape.key_heads;

@@ -190,7 +190,7 @@ inline void wide_sum(ThreadPool& pool, const Term<S> (&terms)[Terms], View<S> c,
 
 /// c (+)= a · b for many rows.
 template <class S>
-inline void wide_product(ThreadPool& pool, Left<S> a, const Weight<S>& b, View<S> c, Write write) {
+void wide_product(ThreadPool& pool, Left<S> a, const Weight<S>& b, View<S> c, Write write) {
   wide_sum<S>(pool, {{a, b}}, c, write);
 }
 
@@ -278,7 +278,7 @@ inline void thin_product(ThreadPool& pool, View<const S> x, const Weight<S>& w, 
 
 /// y (+)= x · w.
 template <class S>
-inline void matmul(ThreadPool& pool, View<const S> x, const Weight<S>& w, View<S> y, Write write) {
+void matmul(ThreadPool& pool, View<const S> x, const Weight<S>& w, View<S> y, Write write) {
   switch (x.rows) {
     case 0: return;
     case 1: return thin_product<1>(pool, x, w, y, write);

@@ -40,7 +40,7 @@ inline S cross_entropy_row(S* logits, Index words, Token target, S weight, bool 
 }
 
 template <class S>
-inline void cross_entropy(ThreadPool& pool, View<const S> h, const Weight<S>& head,
+void cross_entropy(ThreadPool& pool, View<const S> h, const Weight<S>& head,
                           const Token* targets, const S* weights, S* nll, View<S> dh, S* scratch) {
   const Index block = loss_rows<S>(h.rows, head.cols);
   for (Index first = 0; first < h.rows; first += block) {
@@ -91,7 +91,7 @@ inline Index loss_tangent_scratch(Index rows, Index words) {
 /// dl and tdl as in cross_entropy_tangent_row; tdhead lies as the head does. Two products and one
 /// for each of tdh and tdhead; two more with th.
 template <class S>
-inline void cross_entropy_tangent(ThreadPool& pool, View<const S> h, View<const S> th,
+void cross_entropy_tangent(ThreadPool& pool, View<const S> h, View<const S> th,
                                   const Weight<S>& head, const Token* targets, const S* weights,
                                   S seed, View<S> tdh, View<S> tdhead, S* scratch) {
   const Index block = loss_rows<S>(h.rows, head.cols);

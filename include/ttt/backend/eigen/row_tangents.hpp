@@ -81,7 +81,7 @@ TTT_INLINE void scale_tangent_row(const S* x, const S* tx, S inverse, S tinverse
 /// ty = [th +] scale * (inverse * tx + tinverse * x), tinverse = -inverse³ <x, tx> / width, one a
 /// row. ty may be th.
 template <class S>
-inline void rms_norm_tangent(ThreadPool& pool, View<const S> x, View<const S> tx,
+void rms_norm_tangent(ThreadPool& pool, View<const S> x, View<const S> tx,
                              const Norm<S>& norm, View<const S> inverse, View<const S> th,
                              View<S> ty, View<S> tinverse) {
   with_scale(norm, [&](auto* scale) {
@@ -102,7 +102,7 @@ inline void rms_norm_tangent(ThreadPool& pool, View<const S> x, View<const S> tx
 /// tdx (+)= the tangent of rms_norm_backward's dx, and tdscale, where wanted, is added to:
 /// norm_backward_tangent_row and scale_tangent_row. tdx may be tdy.
 template <class S>
-inline void rms_norm_backward_tangent(ThreadPool& pool, View<const S> x, View<const S> tx,
+void rms_norm_backward_tangent(ThreadPool& pool, View<const S> x, View<const S> tx,
                                       const Norm<S>& norm, View<const S> inverse,
                                       View<const S> tinverse, View<const S> dy, View<const S> tdy,
                                       View<S> tdx, Write write, View<S> tdscale) {
@@ -130,7 +130,7 @@ inline void rms_norm_backward_tangent(ThreadPool& pool, View<const S> x, View<co
 /// Per head: ty = rope(scale * (inverse * tx + tinverse * x)), tinverse as in rms_norm_tangent. The
 /// norm is never absent: RoPE alone is its own tangent.
 template <class S>
-inline void head_norm_rope_tangent(ThreadPool& pool, View<const S> x, View<const S> tx,
+void head_norm_rope_tangent(ThreadPool& pool, View<const S> x, View<const S> tx,
                                    const Norm<S>& norm, View<const S> inverse, View<const S> angles,
                                    RopeLayout layout, View<S> ty, View<S> tinverse) {
   const Index d = angles.cols;
@@ -156,7 +156,7 @@ inline void head_norm_rope_tangent(ThreadPool& pool, View<const S> x, View<const
 /// rms_norm_backward_tangent, of u and tu. Rows are cut into as many stripes for any number of
 /// threads, each with a sum of tdscale of its own.
 template <class S>
-inline void head_norm_rope_backward_tangent(ThreadPool& pool, View<const S> x, View<const S> tx,
+void head_norm_rope_backward_tangent(ThreadPool& pool, View<const S> x, View<const S> tx,
                                             const Norm<S>& norm, View<const S> inverse,
                                             View<const S> tinverse, View<const S> angles,
                                             RopeLayout layout, View<const S> dy, View<const S> tdy,
@@ -210,7 +210,7 @@ struct Silu {
 
 /// tout = silu'(gate) * tgate * up + silu(gate) * tup.
 template <class S>
-inline void swiglu_tangent(ThreadPool& pool, View<const S> gate, View<const S> tgate,
+void swiglu_tangent(ThreadPool& pool, View<const S> gate, View<const S> tgate,
                            View<const S> up, View<const S> tup, View<S> tout) {
   for_rows(pool, gate.rows, [&](Index t) {
     for_lanes<S>(gate.cols, [&]<class P>(Index j) {
@@ -225,7 +225,7 @@ inline void swiglu_tangent(ThreadPool& pool, View<const S> gate, View<const S> t
 /// tdup = tdout * silu(gate) + dout * silu'(gate) * tgate, and
 /// tdgate = (tdout * up + dout * tup) * silu'(gate) + dout * up * silu''(gate) * tgate.
 template <class S>
-inline void swiglu_backward_tangent(ThreadPool& pool, View<const S> gate, View<const S> tgate,
+void swiglu_backward_tangent(ThreadPool& pool, View<const S> gate, View<const S> tgate,
                                     View<const S> up, View<const S> tup, View<const S> dout,
                                     View<const S> tdout, View<S> tdgate, View<S> tdup) {
   for_rows(pool, gate.rows, [&](Index t) {

@@ -64,7 +64,7 @@ TTT_INLINE void norm_backward_row(const S* x, const Element* scale, S inverse, c
 }
 
 template <class S>
-inline void rms_norm(ThreadPool& pool, View<const S> x, const Norm<S>& norm, View<S> y,
+void rms_norm(ThreadPool& pool, View<const S> x, const Norm<S>& norm, View<S> y,
                      View<S> inverse) {
   with_scale(norm, [&](auto* scale) {
     for_rows(pool, x.rows, [&](Index t) {
@@ -79,7 +79,7 @@ inline void rms_norm(ThreadPool& pool, View<const S> x, const Norm<S>& norm, Vie
 }
 
 template <class S>
-inline void add_rms_norm(ThreadPool& pool, View<const S> h, View<const S> x, const Norm<S>& norm,
+void add_rms_norm(ThreadPool& pool, View<const S> h, View<const S> x, const Norm<S>& norm,
                          View<S> out, View<S> inverse) {
   with_scale(norm, [&](auto* scale) {
     for_rows(pool, x.rows, [&](Index t) {
@@ -94,7 +94,7 @@ inline void add_rms_norm(ThreadPool& pool, View<const S> h, View<const S> x, con
 }
 
 template <class S>
-inline void rms_norm_backward(ThreadPool& pool, View<const S> x, const Norm<S>& norm,
+void rms_norm_backward(ThreadPool& pool, View<const S> x, const Norm<S>& norm,
                               View<const S> inverse, View<const S> dy, View<S> dx, Write write,
                               View<S> dscale) {
   if (!dscale.empty()) {
@@ -120,7 +120,7 @@ inline void rms_norm_backward(ThreadPool& pool, View<const S> x, const Norm<S>& 
 }
 
 template <class S>
-inline void add(ThreadPool& pool, View<const S> a, View<const S> b, View<S> out) {
+void add(ThreadPool& pool, View<const S> a, View<const S> b, View<S> out) {
   for_rows(pool, a.rows, [&](Index t) {
     for_lanes<S>(a.cols, [&]<class P>(Index j) {
       store(out.row(t) + j, packet::padd(load<P>(a.row(t) + j), load<P>(b.row(t) + j)));
@@ -129,7 +129,7 @@ inline void add(ThreadPool& pool, View<const S> a, View<const S> b, View<S> out)
 }
 
 template <class S>
-inline void embed(ThreadPool& pool, const Weight<S>& table, const Token* tokens, View<S> out) {
+void embed(ThreadPool& pool, const Weight<S>& table, const Token* tokens, View<S> out) {
   table.visit([&](auto stored) {
     for_rows(pool, out.rows, [&](Index t) {
       for_lanes<S>(out.cols, [&]<class P>(Index j) {
@@ -142,7 +142,7 @@ inline void embed(ThreadPool& pool, const Weight<S>& table, const Token* tokens,
 /// dtable[tokens[t]] += dout[t]. Tokens repeat: columns are cut over the threads, rows are added in
 /// order.
 template <class S>
-inline void embed_backward(ThreadPool& pool, const Token* tokens, View<const S> dout,
+void embed_backward(ThreadPool& pool, const Token* tokens, View<const S> dout,
                            View<S> dtable) {
   constexpr Index block = 64;
   pool.run((dout.cols + block - 1) / block, [&](Index task) {
@@ -159,7 +159,7 @@ inline void embed_backward(ThreadPool& pool, const Token* tokens, View<const S> 
 }
 
 template <class S>
-inline void rope_angles(ThreadPool& pool, Index position, const double* frequencies, View<S> out) {
+void rope_angles(ThreadPool& pool, Index position, const double* frequencies, View<S> out) {
   const Index half = out.cols / 2;
   for_rows(pool, out.rows, [&](Index t) {
     for (Index i = 0; i < half; ++i) {
@@ -207,7 +207,7 @@ TTT_INLINE void rotate(const S* x, const S* angles, Index d, RopeLayout layout, 
 }
 
 template <class S>
-inline void head_norm_rope(ThreadPool& pool, View<const S> x, const Norm<S>& norm,
+void head_norm_rope(ThreadPool& pool, View<const S> x, const Norm<S>& norm,
                            View<const S> angles, RopeLayout layout, View<S> y, View<S> inverse) {
   const Index d = angles.cols;
   with_scale(norm, [&](auto* scale) {
@@ -230,7 +230,7 @@ inline void head_norm_rope(ThreadPool& pool, View<const S> x, const Norm<S>& nor
 }
 
 template <class S>
-inline void head_norm_rope_backward(ThreadPool& pool, View<const S> x, const Norm<S>& norm,
+void head_norm_rope_backward(ThreadPool& pool, View<const S> x, const Norm<S>& norm,
                                     View<const S> inverse, View<const S> angles, RopeLayout layout,
                                     View<const S> dy, View<S> dx, View<S> dscale) {
   const Index d = angles.cols;
@@ -271,7 +271,7 @@ TTT_INLINE P sigmoid(const P& x) {
 }
 
 template <class S>
-inline void swiglu(ThreadPool& pool, View<const S> gate, View<const S> up, View<S> out) {
+void swiglu(ThreadPool& pool, View<const S> gate, View<const S> up, View<S> out) {
   for_rows(pool, gate.rows, [&](Index t) {
     for_lanes<S>(gate.cols, [&]<class P>(Index j) {
       const P g = load<P>(gate.row(t) + j);
@@ -282,7 +282,7 @@ inline void swiglu(ThreadPool& pool, View<const S> gate, View<const S> up, View<
 }
 
 template <class S>
-inline void swiglu_backward(ThreadPool& pool, View<const S> gate, View<const S> up,
+void swiglu_backward(ThreadPool& pool, View<const S> gate, View<const S> up,
                             View<const S> dout, View<S> dgate, View<S> dup) {
   for_rows(pool, gate.rows, [&](Index t) {
     for_lanes<S>(gate.cols, [&]<class P>(Index j) {
@@ -300,7 +300,7 @@ inline void swiglu_backward(ThreadPool& pool, View<const S> gate, View<const S> 
 
 /// With b = 0, y is written and never read.
 template <class S>
-inline void axpby(ThreadPool& pool, double a, const S* x, double b, S* y, Index size) {
+void axpby(ThreadPool& pool, double a, const S* x, double b, S* y, Index size) {
   pool.run((size + flat_block - 1) / flat_block, [&](Index task) {
     const Index first = task * flat_block;
     for_lanes<S>(std::min(flat_block, size - first), [&]<class P>(Index j) {
@@ -320,7 +320,7 @@ inline void axpby(ThreadPool& pool, double a, const S* x, double b, S* y, Index 
 ///     m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g²,
 ///     weights -= rate * (m * unbias1) / (sqrt(v * unbias2) + eps)
 template <class S>
-inline void adam(ThreadPool& pool, const AdamStep& step, const S* gradient, S* m, S* v, S* weights,
+void adam(ThreadPool& pool, const AdamStep& step, const S* gradient, S* m, S* v, S* weights,
                  Index size) {
   const S scale = static_cast<S>(step.scale), eps = static_cast<S>(step.eps);
   const S beta1 = static_cast<S>(step.beta1), new1 = static_cast<S>(1 - step.beta1);

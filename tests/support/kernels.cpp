@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: MIT
+#include <support/kernels.hpp>
+
+namespace ttt::inline TTT_ABI {
+namespace eigen::detail {
+
+TTT_TEST_KERNELS(, float)
+TTT_TEST_KERNELS(, double)
+
+}  // namespace eigen::detail
+}  // namespace ttt::inline TTT_ABI
