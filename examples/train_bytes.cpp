@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <exception>
 #include <stdexcept>
+#include <string>
 #include <string_view>
 
 #include "support/process.hpp"
@@ -19,8 +20,20 @@ using examples::TrainOptions;
 using ttt::Index;
 using Model = examples::TrainedModel;
 
-static double megabytes(double bytes) {
-  return bytes / 1e6;
+/// A number of bytes with three digits.
+static std::string size_in_words(double bytes) {
+  const char* unit = "bytes";
+  for (const char* larger : {"KB", "MB", "GB", "TB"}) {
+    if (bytes < 999.5) break;
+    bytes /= 1000;
+    unit = larger;
+  }
+  char text[64];
+  std::snprintf(text, sizeof text, "%.3g %s", bytes, unit);
+  return text;
+}
+static std::string size_in_words(Index bytes) {
+  return size_in_words(static_cast<double>(bytes));
 }
 
 /// Says what will be done, when a meta-gradient takes so many bytes for each sequence at a time.
@@ -37,33 +50,31 @@ static void announce(const TrainJob& job, Index gradient_bytes) {
   const double fixed = (4 + 2) * each;
   const auto has = static_cast<double>(examples::physical_memory_bytes());
 
-  say("model     %td parameters: %td blocks, the last %td of which learn, width %td, %td "
-      "heads,\n"
-      "          hidden %td, window %td%s%s\n",
-      count, config.prefix_blocks + config.suffix_blocks, config.suffix_blocks, config.width,
-      config.heads, config.hidden, config.window, from ? ", from " : "", options.from.c_str());
-  say("text      %.2f MB of %td documents, and %.2f MB of %td for validation\n",
-      megabytes(static_cast<double>(text.train.bytes())), text.train.documents(),
-      megabytes(static_cast<double>(text.validation.bytes())), text.validation.documents());
-  say("training  %td steps on %td sequences of %td bytes: %td bytes a step, %.1f times the "
-      "text;\n",
+  say("model     %td parameters; blocks: %td fixed, %td learning; width %td, heads %td, hidden "
+      "%td,\n"
+      "          window %td%s%s\n",
+      count, config.prefix_blocks, config.suffix_blocks, config.width, config.heads, config.hidden,
+      config.window, from ? "; begins as " : "", options.from.c_str());
+  say("text      %s to train on, %s for validation (documents: %td and %td)\n",
+      size_in_words(text.train.bytes()).c_str(), size_in_words(text.validation.bytes()).c_str(),
+      text.train.documents(), text.validation.documents());
+  say("training  %td steps on %td sequences of %td bytes: %td bytes a step, %.1f times the text;\n",
       options.steps, options.batch, options.length, options.batch * options.length,
       static_cast<double>(job.total_tokens()) / static_cast<double>(text.train.bytes()));
   if (options.plain) {
     say("          plain, without the inner loop\n");
   } else {
     say("          the inner loop steps every %td bytes%s\n", config.chunk,
-        options.first_order ? ", its steps taken for constants" : "");
+        options.first_order ? ", and its steps are taken for constants" : "");
   }
-  say("memory    %.0f MB: %.0f for %.0f sequences at a time, %.0f for parameters and optimizer\n\n",
-      megabytes(moving + fixed), megabytes(moving), at_once, megabytes(fixed));
+  say("memory    %s: %s for sequences, %.0f at a time; %s for parameters and optimizer\n\n",
+      size_in_words(moving + fixed).c_str(), size_in_words(moving).c_str(), at_once,
+      size_in_words(fixed).c_str());
   if (has > 0 && moving + fixed > has && !options.force) {
-    char sentence[256];
-    std::snprintf(sentence, sizeof sentence,
-                  "this takes %.1f GB of memory and the machine has %.1f: --keep-chunks sqrt, "
-                  "--recompute and fewer --sequences at a time take less, --force tries anyway",
-                  (moving + fixed) / 1e9, has / 1e9);
-    throw std::runtime_error(sentence);
+    throw std::runtime_error("this takes " + size_in_words(moving + fixed) +
+                             " of memory and the machine has " + size_in_words(has) +
+                             ": --keep-chunks sqrt, --recompute and fewer --sequences at a time "
+                             "take less, --force tries anyway");
   }
 }
 

@@ -22,6 +22,7 @@
 #include <string_view>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 #include <vector>
 
@@ -53,11 +54,14 @@ class Interrupt {
 };
 
 /// While it lives, the first SIGINT or SIGTERM calls request_stop() of its target, which must only
-/// set a lock-free flag; the second ends the process. One at a time.
+/// set a lock-free flag; another one ends the process. Within a second it still counts as the
+/// first, because some senders say it twice: timeout(1), to a process and to its group. One at a
+/// time.
 template <class Target>
 class StopOnSignal {
  public:
   explicit StopOnSignal(Target& target) {
+    first_at_.store(0);
     target_.store(&target);
     struct sigaction action = {};
     action.sa_handler = &StopOnSignal::on_signal;
@@ -77,19 +81,26 @@ class StopOnSignal {
 
  private:
   static constexpr std::array<int, 2> signals = {SIGINT, SIGTERM};
-  static_assert(std::atomic<Target*>::is_always_lock_free);
+  static_assert(std::atomic<Target*>::is_always_lock_free &&
+                std::atomic<std::int64_t>::is_always_lock_free);
 
-  static void on_signal(int) {
+  static void on_signal(int signal) {
+    constexpr std::int64_t second = 1'000'000'000;
     const int code = errno;
-    for (const int signal : signals) {
-      struct sigaction now = {};
-      ::sigaction(signal, nullptr, &now);
-      if (now.sa_handler == &StopOnSignal::on_signal) std::signal(signal, SIG_DFL);
+    struct timespec now = {};
+    ::clock_gettime(CLOCK_MONOTONIC, &now);
+    const std::int64_t at = static_cast<std::int64_t>(now.tv_sec) * second + now.tv_nsec;
+    std::int64_t first = 0;
+    if (first_at_.compare_exchange_strong(first, at)) {
+      if (Target* const target = target_.load()) target->request_stop();
+    } else if (at - first > second) {
+      std::signal(signal, SIG_DFL);
+      std::raise(signal);  // arrives when this handler returns
     }
-    if (Target* const target = target_.load()) target->request_stop();
     errno = code;
   }
 
+  static inline std::atomic<std::int64_t> first_at_{0};  // nanoseconds
   static inline std::atomic<Target*> target_{nullptr};
   std::array<struct sigaction, 2> before_ = {};
 };

@@ -36,7 +36,7 @@ Training
   --length N            bytes of a sequence, a multiple of the chunk; 512
   --batch N             sequences an update averages over; 4
   --steps N             updates; 600
-  --rate X              learning rate, at its highest; 0.008
+  --rate X              learning rate, at its highest; 0.008, or 0.001 with --from
   --warmup N            steps until then; a tenth of them. Then down along a cosine
   --decay X             weight decay; 0.1
   --clip X              of the gradient's norm, 0 for none; 1
@@ -45,7 +45,7 @@ Training
                         steps, or 0 with --from
   --inner-clip X        of the inner gradient's norm, 0 for none; 1
   --plain               train without the inner loop
-  --first-order         take inner steps for constants: cheaper, and learns less
+  --first-order         take inner steps for constants: cheaper, not exact
   --slices              sequences side by side, each once an epoch; else from anywhere
   --seed N              of the weights, the order and what is set aside; 0
   --from PATH           begin with the weights of this model: a second stage, say, with
@@ -54,7 +54,8 @@ Training
 Resources; none of these changes the results
   --threads N           that compute; all processors
   --sequences N         at a time, each in memory of its own; one a thread
-  --keep-chunks WHAT    of a sequence for the way back: all, sqrt (least memory) or N; all
+  --keep-chunks WHAT    of a sequence, for the way back: all, sqrt (least memory) or N;
+                        all
   --recompute           compute the blocks that do not learn again on the way back
   --force               begin even if memory seems too small
 
@@ -62,7 +63,8 @@ Validation
   --validation X        the fraction of the text that is set aside; 0.1
   --evaluate-every N    steps, with a line of output; a tenth of all
   --evaluate-length N   bytes of the pieces that are read; four times --length
-  --evaluate-bytes N    read at an evaluation; those of 8 steps. At the end 4 times as many
+  --evaluate-bytes N    read at an evaluation, and four times as many at the end; those
+                        of 8 steps
 
 Files
   --out PATH            the trained model, a safetensors file
@@ -71,14 +73,15 @@ Files
   --keep N              checkpoints; 2
   --resume              go on from the newest one, to the same bits as if undisturbed;
                         from the beginning if there is none
-  --log PATH            a CSV row for each step; validation_learning and
-                        validation_frozen, bits a byte, are empty between evaluations
+  --log PATH            a CSV row for each step. The columns validation_learning and
+                        validation_frozen, bits per byte after the step, are empty
+                        between evaluations. --resume drops the rows it takes again
   --chart PATH          an SVG of the curves, drawn anew at every evaluation
   --help                print this
 
-Ctrl-C and SIGTERM finish the step, save a checkpoint and exit with 0; a second one
-kills. Otherwise the exit status is 0, or 1 when something failed, or 2 for a wrong
-command line.
+Ctrl-C and SIGTERM finish the step, save a checkpoint and exit with 0; another one, a
+second later, kills. The exit status is 1 when something failed, 2 for a wrong command
+line.
 )";
 
 /// A value for each option. Sizes are empty where nothing was said.
@@ -205,11 +208,11 @@ inline std::optional<TrainOptions> parse_train_options(int argc, const char* con
   o.length = count("--length", o.length);
   o.batch = arguments.number<Index>("--batch", o.batch, 1, 1 << 20);
   o.steps = count("--steps", o.steps);
-  o.rate = arguments.number("--rate", o.rate, 0.0, 1000.0);
   o.warmup = count("--warmup", o.steps / 10, 0);
   o.decay = arguments.number("--decay", o.decay, 0.0, 1000.0);
   o.clip = arguments.number("--clip", o.clip, 0.0, 1e9);
   o.from = arguments.text("--from");
+  o.rate = arguments.number("--rate", o.from.empty() ? o.rate : 1e-3, 0.0, 1000.0);
   o.inner_rate = arguments.number("--inner-rate", o.inner_rate, 0.0f, 1000.0f);
   o.inner_warmup = count("--inner-warmup", o.from.empty() ? o.steps / 10 : 0, 0);
   o.inner_clip = arguments.number("--inner-clip", o.inner_clip, 0.0f, 1e9f);

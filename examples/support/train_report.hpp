@@ -170,7 +170,7 @@ class TrainReporter {
     const double each = watch_.seconds() / static_cast<double>(done - first_);
     char line[160];
     std::snprintf(line, sizeof line,
-                  "step %td of %td, loss %.3f, %.3f bits per byte, %.0f bytes/s, %s left", done,
+                  "step %td of %td, loss %.3f, %.3f bits/byte, %.0f bytes/s, %s left", done,
                   job_.options.steps, row.loss, row.bits_per_byte(), bytes_per_second(done),
                   in_words(each * static_cast<double>(job_.options.steps - done)).c_str());
     status_.show(line);

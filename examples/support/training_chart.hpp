@@ -67,8 +67,9 @@ inline std::string print(const char* format, double value) {
 /// improvement, does not decide the scale. At least one row.
 inline LineChart training_chart(const std::string& title, const std::vector<TrainingRow>& rows) {
   using namespace training_chart_detail;
-  constexpr std::size_t most_points = 60;
-  const std::size_t piece = (rows.size() + most_points - 1) / most_points;
+  constexpr std::size_t most_points = 60, least_points = 6, enough = 5;
+  const std::size_t piece = std::max({std::size_t{1}, (rows.size() + most_points - 1) / most_points,
+                                      std::min(enough, rows.size() / least_points)});
   Points training = smoothed(rows, piece), learning, frozen;
   for (const TrainingRow& row : rows) {
     if (!row.is_evaluated()) continue;
@@ -87,7 +88,8 @@ inline LineChart training_chart(const std::string& title, const std::vector<Trai
   LineChart chart{.title = title, .x_title = "step", .y_title = "bits per byte"};
   chart.x_begin = begin;
   chart.x_end = end;
-  chart.subtitle = print("The training text, as means over %.0f steps", static_cast<double>(piece));
+  chart.subtitle = "The training text";
+  if (piece > 1) chart.subtitle += print(" (means over %.0f steps)", static_cast<double>(piece));
   if (!learning.empty()) {
     const auto add = [&](const char* label, const Points& points, const char* color) {
       chart.curves.push_back({label, print("validation: %.3f", points.back().y), color,
@@ -95,7 +97,7 @@ inline LineChart training_chart(const std::string& title, const std::vector<Trai
     };
     add("frozen", frozen, "#6e7781");
     add("learning", learning, "#0969da");
-    chart.subtitle += ", and the validation text, read frozen and while learning";
+    chart.subtitle += " and the validation text, read frozen and while learning";
   }
   chart.curves.push_back({"training", print("last mean: %.3f", training.back().y), "#bc4c00",
                           from_below(training, most, true), false});

@@ -7,6 +7,9 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -191,6 +194,7 @@ TEST_CASE("options of a training") {
   CHECK(plain->evaluate_length == 4 * plain->length);
   CHECK_FALSE(parsed({"--help"}));
   CHECK(parsed({"--from", "m", "book"})->inner_warmup == 0);
+  CHECK(parsed({"--from", "m", "book"})->rate < plain->rate);
   CHECK(parsed({"--from", "m", "--inner-warmup", "7", "book"})->inner_warmup == 7);
   CHECK(parsed({"--keep-chunks", "sqrt", "book"})->meta.keep.chunks == 0);
   CHECK(parsed({"--keep-chunks", "3", "book"})->meta.keep.chunks == 3);
@@ -241,25 +245,47 @@ TEST_CASE("settings differ exactly when results may") {
 }
 
 TEST_CASE("the first signal asks to stop, and only while somebody listens") {
+  const auto handler = [] {
+    struct sigaction now = {};
+    REQUIRE(::sigaction(SIGTERM, nullptr, &now) == 0);
+    return now.sa_handler;
+  };
+  const auto usual = handler();
   Target target;
   {
     const examples::StopOnSignal stop(target);
     std::raise(SIGTERM);
+    std::raise(SIGTERM);  // at once: the same request
+    std::raise(SIGINT);
     CHECK(target.requests == 1);
-    for (const int signal : {SIGINT, SIGTERM}) {  // the next one would end the process
-      struct sigaction now = {};
-      REQUIRE(::sigaction(signal, nullptr, &now) == 0);
-      CHECK((now.sa_handler == SIG_DFL));
-    }
   }
+  const auto before = std::signal(SIGINT, SIG_IGN);
   {
-    const auto before = std::signal(SIGINT, SIG_IGN);
     const examples::StopOnSignal stop(target);
     std::raise(SIGINT);  // still ignored
     CHECK(target.requests == 1);
     std::raise(SIGTERM);
     CHECK(target.requests == 2);
-    std::raise(SIGINT);
-    std::signal(SIGINT, before);
   }
+  std::raise(SIGINT);
+  std::signal(SIGINT, before);
+  CHECK((handler() == usual));
+}
+
+TEST_CASE("a later signal ends the process") {
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    Target target;
+    const examples::StopOnSignal stop(target);
+    std::raise(SIGINT);
+    struct timespec rest = {1, 100'000'000};
+    while (::nanosleep(&rest, &rest) != 0) continue;
+    std::raise(SIGTERM);
+    ::_exit(target.requests);
+  }
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  CHECK(WIFSIGNALED(status));
+  CHECK(WTERMSIG(status) == SIGTERM);
 }

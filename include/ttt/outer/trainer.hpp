@@ -98,13 +98,13 @@ class Trainer {
     const auto latest = io::latest_checkpoint(options_.folder);
     if (!latest) return false;
     const auto weights = detail::read_checkpoint_model<Model>(latest->path, backend_);
-    auto slots = detail::read_checkpoint_slots(latest->path, backend_, identity(), slot_size());
     if (io::write_config<Model>(weights.config()).dump() !=
         io::write_config<Model>(model_.config()).dump()) {
       detail::fail<FormatError>(latest->path +
                                 ": cannot resume: the model has another "
                                 "configuration than this run's");
     }
+    auto slots = detail::read_checkpoint_slots(latest->path, backend_, identity(), slot_size());
     copy_from(weights);
     slots_ = std::move(slots);
     step_ = saved_ = latest->step;
