@@ -20,11 +20,12 @@ class FunctionRef<Result(Arguments...)> {
  public:
   FunctionRef() = default;
 
-  // NOLINTNEXTLINE(bugprone-forwarding-reference-overload): the constraint says what it may not be
+  // The constraint says what F may not be, so this hides no copy.
   template <class F>
   requires(!std::is_same_v<std::remove_cvref_t<F>, FunctionRef> &&
            !std::is_function_v<std::remove_reference_t<F>> &&
-           std::is_invocable_r_v<Result, F&, Arguments...>) FunctionRef(F&& f)
+           std::is_invocable_r_v<Result, F&, Arguments...>)
+      FunctionRef(F&& f)  // NOLINT(bugprone-forwarding-reference-overload)
       : object_(const_cast<void*>(static_cast<const void*>(std::addressof(f)))),
         call_([](void* object, Arguments... arguments) -> Result {
           return static_cast<Result>((*static_cast<std::remove_reference_t<F>*>(object))(

@@ -20,6 +20,26 @@ struct SessionOptions {
 
 namespace detail {
 
+/// Scalars of what learns. Throws Error, in the name of `who`, unless all of it is in MLPs of the
+/// suffix: nothing before them is reached by the inner gradient.
+template <class Model, class LearnerType>
+Index learned_count(const Model& model, const LearnerType& learner, const char* who) {
+  auto shapes = model.shapes();
+  Index count = 0;
+  Model::each(
+      [&](const ParameterName& name, const Shape& shape) {
+        if (!learner.learns(name)) return;
+        const bool is_mlp = name.role == Role::Mlp || name.role == Role::DynamicMlp;
+        if (!is_mlp || name.suffix_block < 0) {
+          fail(std::string(who) + ": the learner asks for " + to_string(name) +
+               ", but only the MLPs of the suffix can learn at test time");
+        }
+        count += shape.size();
+      },
+      shapes);
+  return count;
+}
+
 /// How large a session's parts will be. Throws Error when the learner does not suit the model or a
 /// size is missing.
 template <class WeightsType, class LearnerType>
@@ -55,18 +75,7 @@ struct SessionPlan {
     }
     caches = {model.blocks(), config.key_heads, (reach + chunk - 1) / chunk * chunk,
               config.head_dim};
-    auto shapes = model.shapes();
-    Model::each(
-        [&](const ParameterName& name, const Shape& shape) {
-          if (!learner.learns(name)) return;
-          const bool is_mlp = name.role == Role::Mlp || name.role == Role::DynamicMlp;
-          if (!is_mlp || name.suffix_block < 0) {
-            detail::fail("session: the learner asks for " + to_string(name) +
-                         ", but only the MLPs of the suffix can learn at test time");
-          }
-          learned += shape.size();
-        },
-        shapes);
+    learned = learned_count(model, learner, "session");
     if (learned == 0 && !std::is_same_v<LearnerType, NoLearning>) {
       detail::fail("session: the learner finds nothing in this model that learns at test time");
     }

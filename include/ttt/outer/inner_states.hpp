@@ -23,24 +23,6 @@ class InnerStates {
   using Gradients = typename Model::template Parameters<View<Scalar>>;
 
  public:
-  /// Scalars that learn. Throws Error if any is not in the model's upper half.
-  static Index count(const Model& model, const LearnerType& learner) {
-    auto shapes = model.shapes();
-    Index sum = 0;
-    Model::each(
-        [&](const ParameterName& name, const Shape& shape) {
-          if (!learner.learns(name)) return;
-          const bool is_mlp = name.role == Role::Mlp || name.role == Role::DynamicMlp;
-          if (!is_mlp || name.suffix_block < 0) {
-            detail::fail("training: the learner asks for " + to_string(name) +
-                         ", but only the MLPs of the suffix can learn at test time");
-          }
-          sum += shape.size();
-        },
-        shapes);
-    return sum;
-  }
-
   InnerStates(const Model& model, const B& backend, Index learned, Index slots, Index segments,
               Index segment)
       : backend_(backend),
@@ -65,16 +47,13 @@ class InnerStates {
   /// Starts a sequence: the state at place 0 becomes the parameters' own values and empty slots.
   void begin(const LearnerType& learner, const Tree& parameters) {
     base_ = parameters;
-    Index at = 0;
     std::size_t n = 0;
-    Model::each(
-        [&](const ParameterName& name, const Weight<Scalar>& leaf) {
-          learns_[n] = learner.learns(name);
-          if (!learns_[n++]) return;
-          backend_.widen(leaf, View<Scalar>(state(0) + at, leaf.rows, leaf.cols));
-          at += leaf.shape().size();
-        },
-        base_);
+    Model::each([&](const ParameterName& name,
+                    const Weight<Scalar>&) { learns_[n++] = learner.learns(name); },
+                base_);
+    each_learned([&](Index at, const Weight<Scalar>& leaf) {
+      backend_.widen(leaf, View<Scalar>(state(0) + at, leaf.rows, leaf.cols));
+    });
     backend_.fill(Scalar(0), state(0) + learned_, size_ - learned_);
   }
 
@@ -86,21 +65,21 @@ class InnerStates {
   /// The model's parameters with the state at a place in theirs.
   const Tree& tree(Index place) {
     tree_ = base_;
-    show(place, tree_);
+    each_learned(
+        [&](Index at, const Weight<Scalar>&, Weight<Scalar>& leaf) {
+          leaf = View<const Scalar>(state(place) + at, leaf.rows, leaf.cols);
+        },
+        tree_);
     return tree_;
   }
 
   /// Where the inner gradient of the chunk at a place belongs.
   const Gradients& inner_gradients(Index place) {
-    Index at = place * learned_;
-    std::size_t n = 0;
-    Model::each(
-        [&](const ParameterName&, const Weight<Scalar>& leaf, View<Scalar>& d) {
-          if (!learns_[n++]) return;
-          d = View<Scalar>(gradient_.data() + at, leaf.rows, leaf.cols);
-          at += leaf.shape().size();
+    each_learned(
+        [&](Index at, const Weight<Scalar>& leaf, View<Scalar>& d) {
+          d = View<Scalar>(gradient_.data() + place * learned_ + at, leaf.rows, leaf.cols);
         },
-        base_, inner_);
+        inner_);
     return inner_;
   }
 
@@ -115,19 +94,15 @@ class InnerStates {
   }
 
   /// The gradient of the final state is zero; those of the parameters will be added to `d`.
-  void begin_backward(const LearnerType&, const Gradients& d) {
+  void begin_backward(const Gradients& d) {
     backend_.fill(Scalar(0), outer_.data(), size_);
     targets_ = d;
     outer_tree_ = d;
-    Index at = 0;
-    std::size_t n = 0;
-    Model::each(
-        [&](const ParameterName&, const Weight<Scalar>& leaf, View<Scalar>& outer) {
-          if (!learns_[n++]) return;
+    each_learned(
+        [&](Index at, const Weight<Scalar>& leaf, View<Scalar>& outer) {
           outer = View<Scalar>(outer_.data() + at, leaf.rows, leaf.cols);
-          at += leaf.shape().size();
         },
-        base_, outer_tree_);
+        outer_tree_);
   }
 
   /// Where outer gradients belong: those of what learns in the state's, which is carried backwards.
@@ -149,33 +124,26 @@ class InnerStates {
 
   /// The tree of a place, with the direction as the tangent of what learns if it moves.
   const MovingTree& moving_tree(Index place, bool moves) {
-    Index at = 0;
-    std::size_t n = 0;
     Model::each(
-        [&](const ParameterName&, const Weight<Scalar>& leaf, DualWeight<Scalar>& to) {
-          to = leaf;
-          if (!learns_[n++]) return;
+        [](const ParameterName&, const Weight<Scalar>& leaf, DualWeight<Scalar>& to) { to = leaf; },
+        base_, moving_);
+    each_learned(
+        [&](Index at, const Weight<Scalar>& leaf, DualWeight<Scalar>& to) {
           to = Weight<Scalar>(View<const Scalar>(state(place) + at, leaf.rows, leaf.cols));
           if (moves) to.tangent = View<const Scalar>(direction_.data() + at, leaf.rows, leaf.cols);
-          at += leaf.shape().size();
         },
-        base_, moving_);
+        moving_);
     return moving_;
   }
 
   /// What was carried to the beginning is the gradient of the parameters that learning starts from.
   void finish_backward() {
-    Index at = 0;
-    std::size_t n = 0;
-    Model::each(
-        [&](const ParameterName&, const Weight<Scalar>& leaf, const View<Scalar>& d) {
-          if (!learns_[n++]) return;
-          if (!d.empty()) {
-            backend_.axpby(1.0, outer_.data() + at, 1.0, d.data, leaf.shape().size());
-          }
-          at += leaf.shape().size();
+    each_learned(
+        [&](Index at, const Weight<Scalar>& leaf, const View<Scalar>& d) {
+          if (d.empty()) return;
+          backend_.axpby(1.0, outer_.data() + at, 1.0, d.data, leaf.shape().size());
         },
-        base_, targets_);
+        targets_);
   }
 
  private:
@@ -192,16 +160,18 @@ class InnerStates {
   Update<Scalar> update_at(Index place, Index steps) const {
     return {.gradient = gradient_.data() + place * learned_, .step = steps, .size = learned_};
   }
-  void show(Index place, Tree& tree) {
+  /// Calls f(place in a state, the model's own leaf, leaves...) for everything that learns.
+  template <class F, class... Trees>
+  void each_learned(const F& f, Trees&... trees) {
     Index at = 0;
     std::size_t n = 0;
     Model::each(
-        [&](const ParameterName&, Weight<Scalar>& leaf) {
+        [&](const ParameterName&, const Weight<Scalar>& leaf, auto&... leaves) {
           if (!learns_[n++]) return;
-          leaf = View<const Scalar>(state(place) + at, leaf.rows, leaf.cols);
+          f(at, leaf, leaves...);
           at += leaf.shape().size();
         },
-        tree);
+        base_, trees...);
   }
 
   const B& backend_;

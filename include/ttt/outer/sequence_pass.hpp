@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include <ttt/inner/concepts.hpp>
+#include <ttt/inner/plan.hpp>
 #include <ttt/outer/inner_states.hpp>
 #include <ttt/outer/lower_pass.hpp>
 #include <ttt/outer/options.hpp>
@@ -58,7 +58,7 @@ class SequencePass {
     Plan(const Model& model, const B& backend, const LearnerType& learner,
          const MetaOptions& options, Index length_)
         : length(length_),
-          learned(States::count(model, learner)),
+          learned(learned_count(model, learner, "training")),
           slots(static_cast<Index>(LearnerType::slots)) {
       chunk = learned > 0 ? learner.chunk : length;
       if (length < 1 || chunk < 1 || length % chunk != 0) {
@@ -161,7 +161,7 @@ class SequencePass {
     result_.loss /= static_cast<double>(plan_.chunks);
 
     backend_.fill(Scalar(0), gradient_cache(), plan_.caches.size());
-    states_.begin_backward(learner, d);
+    states_.begin_backward(d);
     for (Index s = segments - 1; s >= 0; --s) {
       if (s < segments - 1) {
         states_.take_back(s);
