@@ -28,15 +28,15 @@ The model (with --from: the file's, and an option that says otherwise is an erro
   --heads N             of attention; 4
   --hidden N            of the MLPs; 256
   --blocks N            all of them; 4
-  --learning-blocks N   the last of them, whose dynamic MLPs learn while reading; 2
+  --learning-blocks N   the last of them, whose dynamic MLPs learn while reading; 1
   --window N            bytes that attention sees; 64
   --chunk N             bytes between two steps of the inner loop; 32
 
 Training
-  --length N            bytes of a sequence, a multiple of the chunk; 512
+  --length N            bytes of a sequence, a multiple of the chunk; 1024
   --batch N             sequences an update averages over; 4
-  --steps N             updates; 600
-  --rate X              learning rate, at its highest; 0.008, or 0.001 with --from
+  --steps N             updates; 400
+  --rate X              learning rate, at its highest; 0.003, or 0.001 with --from
   --warmup N            steps until then; a tenth of them. Then down along a cosine
   --decay X             weight decay; 0.1
   --clip X              of the gradient's norm, 0 for none; 1
@@ -88,8 +88,8 @@ line.
 struct TrainOptions {
   std::vector<std::string> texts;
   std::optional<ttt::Index> width, heads, hidden, blocks, learning_blocks, window, chunk;
-  ttt::Index length = 512, batch = 4, steps = 600;
-  double rate = 8e-3;
+  ttt::Index length = 1024, batch = 4, steps = 400;
+  double rate = 3e-3;
   ttt::Index warmup = 0;
   double decay = 0.1, clip = 1;
   float inner_rate = 1, inner_clip = 1;
@@ -244,7 +244,7 @@ inline std::optional<TrainOptions> parse_train_options(int argc, const char* con
 /// The model to make. Throws UsageError when sizes do not fit together.
 inline ttt::Config new_config(const TrainOptions& options) {
   const ttt::Index blocks = options.blocks.value_or(4);
-  const ttt::Index learning = options.learning_blocks.value_or(2);
+  const ttt::Index learning = options.learning_blocks.value_or(1);
   if (learning > blocks) {
     throw UsageError("--learning-blocks are some of the " + std::to_string(blocks) +
                      " --blocks, not " + std::to_string(learning));
