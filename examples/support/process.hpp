@@ -28,13 +28,33 @@
 
 namespace examples {
 
-/// Makes the first SIGINT a request to stop, seen when somebody polls; the second ends the process.
+/// In a handler: whether this is the first signal since first_at was 0. A later one ends the
+/// process, but for a second it still counts as the first, because some senders say it twice:
+/// timeout(1), to a process and to its group.
+inline bool first_signal(std::atomic<std::int64_t>& first_at, int signal) {
+  static_assert(std::atomic<std::int64_t>::is_always_lock_free);
+  constexpr std::int64_t second = 1'000'000'000;  // in nanoseconds
+  const int code = errno;
+  struct timespec now = {};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  const std::int64_t at = static_cast<std::int64_t>(now.tv_sec) * second + now.tv_nsec;
+  std::int64_t first = 0;
+  const bool is_first = first_at.compare_exchange_strong(first, at);
+  if (!is_first && at - first > second) {
+    std::signal(signal, SIG_DFL);
+    std::raise(signal);  // arrives when the handler returns
+  }
+  errno = code;
+  return is_first;
+}
+
+/// Makes the first SIGINT a request to stop, seen when somebody polls; another one ends the process
+/// (first_signal).
 class Interrupt {
  public:
   Interrupt() {
-    struct sigaction action = {};
-    action.sa_handler = [](int) { raised = 1; };
-    action.sa_flags = static_cast<int>(SA_RESETHAND);  // and no SA_RESTART: waiting reads return
+    struct sigaction action = {};  // without SA_RESTART: waiting reads return
+    action.sa_handler = [](int signal) { first_signal(first_at, signal); };
     ::sigaction(SIGINT, &action, nullptr);
   }
   Interrupt(const Interrupt&) = delete;
@@ -44,19 +64,17 @@ class Interrupt {
 
   /// Whether to stop. (A signal handler may not touch a stop_source itself.)
   bool poll() {
-    if (raised != 0) source_.request_stop();
+    if (first_at.load() != 0) source_.request_stop();
     return source_.stop_requested();
   }
 
  private:
-  static inline volatile std::sig_atomic_t raised = 0;
+  static inline std::atomic<std::int64_t> first_at{0};
   std::stop_source source_;
 };
 
 /// While it lives, the first SIGINT or SIGTERM calls request_stop() of its target, which must only
-/// set a lock-free flag; another one ends the process. Within a second it still counts as the
-/// first, because some senders say it twice: timeout(1), to a process and to its group. One at a
-/// time.
+/// set a lock-free flag; another one ends the process (first_signal). One at a time.
 template <class Target>
 class StopOnSignal {
  public:
@@ -81,26 +99,14 @@ class StopOnSignal {
 
  private:
   static constexpr std::array<int, 2> signals = {SIGINT, SIGTERM};
-  static_assert(std::atomic<Target*>::is_always_lock_free &&
-                std::atomic<std::int64_t>::is_always_lock_free);
+  static_assert(std::atomic<Target*>::is_always_lock_free);
 
   static void on_signal(int signal) {
-    constexpr std::int64_t second = 1'000'000'000;
-    const int code = errno;
-    struct timespec now = {};
-    ::clock_gettime(CLOCK_MONOTONIC, &now);
-    const std::int64_t at = static_cast<std::int64_t>(now.tv_sec) * second + now.tv_nsec;
-    std::int64_t first = 0;
-    if (first_at_.compare_exchange_strong(first, at)) {
-      if (Target* const target = target_.load()) target->request_stop();
-    } else if (at - first > second) {
-      std::signal(signal, SIG_DFL);
-      std::raise(signal);  // arrives when this handler returns
-    }
-    errno = code;
+    Target* const target = target_.load();
+    if (first_signal(first_at_, signal) && target != nullptr) target->request_stop();
   }
 
-  static inline std::atomic<std::int64_t> first_at_{0};  // nanoseconds
+  static inline std::atomic<std::int64_t> first_at_{0};
   static inline std::atomic<Target*> target_{nullptr};
   std::array<struct sigaction, 2> before_ = {};
 };

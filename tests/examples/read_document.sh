@@ -124,7 +124,7 @@ run 0 --generate 30 --seed 1 --threads 1 text
 
 # The first SIGINT ends an endless reading, with results.
 cases=$((cases + 1))
-timeout --preserve-status -k 60 -s INT 2 "$program" --json - < <(yes) >out 2>err
+timeout --preserve-status -k 60 -s INT 4 "$program" --json - < <(yes) >out 2>err
 same "the exit status after SIGINT" $? 130
 matches out "$object"
 same "complete, after SIGINT" "$(value complete)" false

@@ -175,7 +175,7 @@ same part.log before.log
 
 rm -r runs part*
 cases=$((cases + 1))
-timeout --preserve-status -s INT 2 "$program" "${tiny[@]}" --steps 1000000 --out part text >out 2>&1 ||
+timeout --preserve-status -s INT 4 "$program" "${tiny[@]}" --steps 1000000 --out part text >out 2>&1 ||
   complain "SIGINT ends it with $?: $(cat out)"
 says 'without --checkpoints, it cannot be resumed'
 [ -s part ] || complain "a stopped run that cannot be resumed writes no model"

@@ -64,15 +64,14 @@ TTT_INLINE void norm_backward_row(const S* x, const Element* scale, S inverse, c
 }
 
 template <class S>
-void rms_norm(ThreadPool& pool, View<const S> x, const Norm<S>& norm, View<S> y,
-                     View<S> inverse) {
+void rms_norm(ThreadPool& pool, View<const S> x, const Norm<S>& norm, View<S> y, View<S> inverse) {
   with_scale(norm, [&](auto* scale) {
     for_rows(pool, x.rows, [&](Index t) {
       const S inv = inverse_rms(x.row(t), x.cols, norm.eps);
       if (!inverse.empty()) inverse(t, 0) = inv;
       for_lanes<S>(x.cols, [&]<class P>(Index j) {
         store(y.row(t) + j,
-              scaled<P>(scale, j, packet::pmul(broadcast<P>(inv), load<P>(x.row(t) + j))));
+              packet::pmul(scaled<P>(scale, j, broadcast<P>(inv)), load<P>(x.row(t) + j)));
       });
     });
   });
@@ -80,7 +79,7 @@ void rms_norm(ThreadPool& pool, View<const S> x, const Norm<S>& norm, View<S> y,
 
 template <class S>
 void add_rms_norm(ThreadPool& pool, View<const S> h, View<const S> x, const Norm<S>& norm,
-                         View<S> out, View<S> inverse) {
+                  View<S> out, View<S> inverse) {
   with_scale(norm, [&](auto* scale) {
     for_rows(pool, x.rows, [&](Index t) {
       const S inv = inverse_rms(x.row(t), x.cols, norm.eps);
@@ -95,8 +94,8 @@ void add_rms_norm(ThreadPool& pool, View<const S> h, View<const S> x, const Norm
 
 template <class S>
 void rms_norm_backward(ThreadPool& pool, View<const S> x, const Norm<S>& norm,
-                              View<const S> inverse, View<const S> dy, View<S> dx, Write write,
-                              View<S> dscale) {
+                       View<const S> inverse, View<const S> dy, View<S> dx, Write write,
+                       View<S> dscale) {
   if (!dscale.empty()) {
     // Before dx: it may be dy. Columns are cut over the threads, rows are summed in order.
     constexpr Index block = 64;
@@ -142,8 +141,7 @@ void embed(ThreadPool& pool, const Weight<S>& table, const Token* tokens, View<S
 /// dtable[tokens[t]] += dout[t]. Tokens repeat: columns are cut over the threads, rows are added in
 /// order.
 template <class S>
-void embed_backward(ThreadPool& pool, const Token* tokens, View<const S> dout,
-                           View<S> dtable) {
+void embed_backward(ThreadPool& pool, const Token* tokens, View<const S> dout, View<S> dtable) {
   constexpr Index block = 64;
   pool.run((dout.cols + block - 1) / block, [&](Index task) {
     const Index first = task * block;
@@ -207,8 +205,8 @@ TTT_INLINE void rotate(const S* x, const S* angles, Index d, RopeLayout layout, 
 }
 
 template <class S>
-void head_norm_rope(ThreadPool& pool, View<const S> x, const Norm<S>& norm,
-                           View<const S> angles, RopeLayout layout, View<S> y, View<S> inverse) {
+void head_norm_rope(ThreadPool& pool, View<const S> x, const Norm<S>& norm, View<const S> angles,
+                    RopeLayout layout, View<S> y, View<S> inverse) {
   const Index d = angles.cols;
   with_scale(norm, [&](auto* scale) {
     for_rows(pool, x.rows, [&](Index t) {
@@ -231,8 +229,8 @@ void head_norm_rope(ThreadPool& pool, View<const S> x, const Norm<S>& norm,
 
 template <class S>
 void head_norm_rope_backward(ThreadPool& pool, View<const S> x, const Norm<S>& norm,
-                                    View<const S> inverse, View<const S> angles, RopeLayout layout,
-                                    View<const S> dy, View<S> dx, View<S> dscale) {
+                             View<const S> inverse, View<const S> angles, RopeLayout layout,
+                             View<const S> dy, View<S> dx, View<S> dscale) {
   const Index d = angles.cols;
   for_rows(pool, x.rows, [&](Index t) {
     for (Index h = 0; h * d < x.cols; ++h) {
@@ -262,12 +260,16 @@ void head_norm_rope_backward(ThreadPool& pool, View<const S> x, const Norm<S>& n
   });
 }
 
+template <class P>
+TTT_INLINE P one_plus_exp(const P& x) {
+  return packet::padd(broadcast<P>(typename packet::unpacket_traits<P>::type(1)), exp(x));
+}
+
 /// 1 / (1 + exp(-x)).
 template <class P>
 TTT_INLINE P sigmoid(const P& x) {
-  using S = typename packet::unpacket_traits<P>::type;
-  const P one = broadcast<P>(S(1));
-  return packet::pdiv(one, packet::padd(one, exp(packet::pnegate(x))));
+  const P one = broadcast<P>(typename packet::unpacket_traits<P>::type(1));
+  return packet::pdiv(one, one_plus_exp(packet::pnegate(x)));
 }
 
 template <class S>
@@ -275,15 +277,15 @@ void swiglu(ThreadPool& pool, View<const S> gate, View<const S> up, View<S> out)
   for_rows(pool, gate.rows, [&](Index t) {
     for_lanes<S>(gate.cols, [&]<class P>(Index j) {
       const P g = load<P>(gate.row(t) + j);
-      const P silu = packet::pmul(g, sigmoid(g));
-      store(out.row(t) + j, packet::pmul(silu, load<P>(up.row(t) + j)));
+      const P product = packet::pmul(g, load<P>(up.row(t) + j));
+      store(out.row(t) + j, packet::pdiv(product, one_plus_exp(packet::pnegate(g))));
     });
   });
 }
 
 template <class S>
-void swiglu_backward(ThreadPool& pool, View<const S> gate, View<const S> up,
-                            View<const S> dout, View<S> dgate, View<S> dup) {
+void swiglu_backward(ThreadPool& pool, View<const S> gate, View<const S> up, View<const S> dout,
+                     View<S> dgate, View<S> dup) {
   for_rows(pool, gate.rows, [&](Index t) {
     for_lanes<S>(gate.cols, [&]<class P>(Index j) {
       const P one = broadcast<P>(S(1));
@@ -304,12 +306,12 @@ void axpby(ThreadPool& pool, double a, const S* x, double b, S* y, Index size) {
   pool.run((size + flat_block - 1) / flat_block, [&](Index task) {
     const Index first = task * flat_block;
     for_lanes<S>(std::min(flat_block, size - first), [&]<class P>(Index j) {
-      const P ax = packet::pmul(broadcast<P>(static_cast<S>(a)), load<P>(x + first + j));
+      const P factor = broadcast<P>(static_cast<S>(a));
       if (b == 0) {
-        store(y + first + j, ax);
-      } else {
-        const P old = load<P>(y + first + j);
-        store(y + first + j, packet::pmadd(broadcast<P>(static_cast<S>(b)), old, ax));
+        store(y + first + j, packet::pmul(factor, load<P>(x + first + j)));
+      } else {  // b is one in an update: then it is rounded once
+        const P old = packet::pmul(broadcast<P>(static_cast<S>(b)), load<P>(y + first + j));
+        store(y + first + j, packet::pmadd(factor, load<P>(x + first + j), old));
       }
     });
   });
@@ -321,7 +323,7 @@ void axpby(ThreadPool& pool, double a, const S* x, double b, S* y, Index size) {
 ///     weights -= rate * (m * unbias1) / (sqrt(v * unbias2) + eps)
 template <class S>
 void adam(ThreadPool& pool, const AdamStep& step, const S* gradient, S* m, S* v, S* weights,
-                 Index size) {
+          Index size) {
   const S scale = static_cast<S>(step.scale), eps = static_cast<S>(step.eps);
   const S beta1 = static_cast<S>(step.beta1), new1 = static_cast<S>(1 - step.beta1);
   const S beta2 = static_cast<S>(step.beta2), new2 = static_cast<S>(1 - step.beta2);
