@@ -306,12 +306,12 @@ void axpby(ThreadPool& pool, double a, const S* x, double b, S* y, Index size) {
   pool.run((size + flat_block - 1) / flat_block, [&](Index task) {
     const Index first = task * flat_block;
     for_lanes<S>(std::min(flat_block, size - first), [&]<class P>(Index j) {
-      const P factor = broadcast<P>(static_cast<S>(a));
+      const P ax = packet::pmul(broadcast<P>(static_cast<S>(a)), load<P>(x + first + j));
       if (b == 0) {
-        store(y + first + j, packet::pmul(factor, load<P>(x + first + j)));
-      } else {  // b is one in an update: then it is rounded once
-        const P old = packet::pmul(broadcast<P>(static_cast<S>(b)), load<P>(y + first + j));
-        store(y + first + j, packet::pmadd(factor, load<P>(x + first + j), old));
+        store(y + first + j, ax);
+      } else {
+        const P old = load<P>(y + first + j);
+        store(y + first + j, packet::pmadd(broadcast<P>(static_cast<S>(b)), old, ax));
       }
     });
   });
