@@ -15,6 +15,14 @@ set(ttt_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/ttt)
 install(TARGETS ttt EXPORT ttt-targets FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT ttt-targets NAMESPACE ttt:: DESTINATION ${ttt_package_dir})
 
+# The component cuda.
+if(TTT_CUDA)
+  install(TARGETS ttt_cuda EXPORT ttt-cuda-targets
+    FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+  install(EXPORT ttt-cuda-targets NAMESPACE ttt:: DESTINATION ${ttt_package_dir})
+  install(FILES cmake/cuda_unit.cu DESTINATION ${ttt_package_dir})
+endif()
+
 configure_package_config_file(cmake/ttt-config.cmake.in ttt-config.cmake
   INSTALL_DESTINATION ${ttt_package_dir}
   NO_SET_AND_CHECK_MACRO)

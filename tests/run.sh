@@ -5,7 +5,7 @@
 #   (nothing)    every test: unit, slow, examples, packaging, style
 #   --quick      leaves out slow and packaging
 #   --sanitize   the unit tests under the address and undefined-behaviour sanitizers
-#   --cuda       reserved for the CUDA half of the library, which does not exist yet
+#   --cuda       the tests of the CUDA half, on a machine with an NVIDIA GPU and nvcc 12 or newer
 #
 # On Debian it installs what is missing, if it may. What is built lies in build/. Everything else
 # goes to ctest: tests/run.sh --quick -R io. CMAKE_BUILD_PARALLEL_LEVEL and CTEST_PARALLEL_LEVEL
@@ -29,8 +29,10 @@ case ${1:-} in
     shift
     ;;
   --cuda)
-    echo "ttt has no CUDA half yet, so there are no CUDA tests to run" >&2
-    exit 1
+    preset=cuda
+    targets=(ttt_cuda_programs)
+    select=(-L '^cuda$')
+    shift
     ;;
   -h | --help)
     sed -n '3,12s/^# \{0,1\}//p' "$0"

@@ -8,6 +8,14 @@
 
 #include <ttt/version.hpp>
 
+/// Marks the few helpers that kernels on a GPU share with the host.
+#if defined(__CUDACC__)
+#define TTT_HD __host__ __device__
+#pragma nv_diag_suppress 554  // nvcc takes a constrained conversion for one that cannot be used
+#else
+#define TTT_HD
+#endif
+
 namespace ttt::inline TTT_ABI {
 
 /// Sizes, positions and counts. Signed, so that differences are safe.

@@ -308,6 +308,7 @@ TEST_CASE_TEMPLATE("attention: windows, positions and rings", S, float, double) 
 TEST_CASE_TEMPLATE("attention: sizes of a head", S, float, double) {
   Random random{9};
   for (Index d : {1, 2, 8, 16, 33, 64, 80, 128, 250, 256}) {
+    if (d > most_head_dim<S>) break;
     for (Index rows : {1, 2, 3, 70}) {
       check_attention<S>(random, rows, {2, 1, d, 20, 0}, 0);
       check_attention<S>(random, rows, {1, 1, d, 150, 140}, 1, 130);
@@ -408,9 +409,9 @@ TEST_CASE_TEMPLATE("cross_entropy", S, float, double) {
     }
   }
   // More rows than logits are held for, the last block thin or not.
-  const Index block = machines<S>()[0].cross_entropy_scratch(100000, 5000) / 5000;
-  REQUIRE(block < 500);
-  for (Index more : {1, 2, 5}) check(block + more, 6, 5000, more == 2, false, 1);
+  Index words = 5000, block = 0;
+  while ((block = machines<S>()[0].cross_entropy_scratch(100000, words) / words) > 500) words *= 2;
+  for (Index more : {1, 2, 5}) check(block + more, 6, words, more == 2, false, 1);
 }
 
 TEST_CASE_TEMPLATE("flat vectors", S, float, double) {

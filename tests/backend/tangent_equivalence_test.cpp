@@ -97,6 +97,7 @@ TEST_CASE_TEMPLATE("head_norm_rope_tangent and head_norm_rope_backward_tangent",
   Random random{3};
   for (Index rows : {1, 2, 5, 16, 17, 64, 130}) {
     for (Index d : {2, 8, 16, 34, 64, 80, 256}) {
+      if (d > most_head_dim<S>) break;
       for (Index heads : {1, 3}) {
         for (const RopeLayout layout : {RopeLayout::Interleaved, RopeLayout::HalfSplit}) {
           for (int kind = 0; kind < 3; ++kind) {
@@ -285,6 +286,7 @@ TEST_CASE_TEMPLATE("attention's tangents: windows, positions and rings", S, floa
 TEST_CASE_TEMPLATE("attention's tangents: sizes of a head", S, float, double) {
   Random random{6};
   for (Index d : {1, 2, 8, 16, 33, 64, 80, 128, 250, 256}) {
+    if (d > most_head_dim<S>) break;
     for (Index rows : {1, 3, 70}) {
       check_attention<S>(random, rows, {2, 1, d, 20, 0}, 0);
       check_attention<S>(random, rows, {1, 1, d, 150, 140}, 1, 130);
@@ -405,9 +407,9 @@ TEST_CASE_TEMPLATE("cross_entropy_tangent", S, float, double) {
     }
   }
   // More rows than logits are held for, the last block thin or not.
-  const Index block = machines<S>()[0].cross_entropy_scratch(100000, 5000) / 5000;
-  REQUIRE(block < 500);
-  for (Index more : {1, 2, 5}) check(block + more, 6, 5000, more == 2, false, 1);
+  Index words = 5000, block = 0;
+  while ((block = machines<S>()[0].cross_entropy_scratch(100000, words) / words) > 500) words *= 2;
+  for (Index more : {1, 2, 5}) check(block + more, 6, words, more == 2, false, 1);
 }
 
 // A number that is not one must never be hidden: the caller's only sign of trouble is the score.

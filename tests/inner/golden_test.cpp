@@ -3,14 +3,12 @@
 #include <cmath>
 #include <span>
 #include <string>
+#include <support/backends.hpp>
 #include <support/golden.hpp>
-#include <support/kernels.hpp>
 #include <vector>
 
 #include <doctest/doctest.h>
 
-#include <ttt/backend/eigen/backend.hpp>
-#include <ttt/backend/reference/backend.hpp>
 #include <ttt/inner/session.hpp>
 
 namespace {
@@ -81,13 +79,20 @@ void check_scores(const Golden& golden, Index sequence, Session& session,
   CHECK(report.total_nll == doctest::Approx(total).epsilon(1e-12));
 }
 
+template <class Session>
+auto learned_weights(const Session& session) {
+  return test::on_host(session.weights().backend(), session.state().learned.data(),
+                       session.learned_size());
+}
+
 /// The weights that learn, against those that the authors' program ended with.
 template <class Session>
 void check_learned(const Golden& golden, Index sequence, const Session& session) {
   using Model = typename std::decay_t<decltype(session.weights())>::Model;
   const auto& learner = session.learner();
-  const auto* learned = session.state().learned.data();
-  REQUIRE(learned != nullptr);
+  REQUIRE(session.state().learned_size > 0);
+  const auto all = learned_weights(session);
+  const auto* learned = all.data();
   auto shapes = session.weights().model().shapes();
   const bool dynamic_mlps = learner.what == Learns::DynamicMlps;
   double worst = 0, worst_step = 0;
@@ -116,7 +121,7 @@ void check_learned(const Golden& golden, Index sequence, const Session& session)
       shapes);
   CHECK(worst <= 1e-4);       // of the weights
   CHECK(worst_step <= 1e-3);  // of what was learned
-  CHECK(learned == session.state().learned.data() + session.learned_size());
+  CHECK(learned == all.data() + session.learned_size());
 }
 
 template <class Model, class B>
@@ -151,25 +156,23 @@ void check_plain(const std::string& name, const B& backend) {
 
 }  // namespace
 
-#define BACKENDS eigen::Backend<float>, eigen::Backend<double>, reference::Backend<double>
-
-TEST_CASE_TEMPLATE("golden: models with dynamic MLPs", B, BACKENDS) {
+TEST_CASE_TEMPLATE("golden: models with dynamic MLPs", B, TTT_TEST_BACKENDS) {
   for (const char* name :
        {"e2e", "e2e_batch", "e2e_window_lt_chunk", "e2e_all_layers", "e2e_train"}) {
     check_learning<test::GoldenReader>(name, B());
   }
 }
 
-TEST_CASE_TEMPLATE("golden: no clipping, a head of its own", B, BACKENDS) {
+TEST_CASE_TEMPLATE("golden: no clipping, a head of its own", B, TTT_TEST_BACKENDS) {
   check_learning<test::GoldenUntied>("e2e_noclip_untied", B());
 }
 
-TEST_CASE_TEMPLATE("golden: ordinary MLPs learn, no post-norm, no QK-norm", B, BACKENDS) {
+TEST_CASE_TEMPLATE("golden: ordinary MLPs learn, no post-norm, no QK-norm", B, TTT_TEST_BACKENDS) {
   check_learning<test::GoldenPlain>("e2e_plain_mlp", B());
 }
 
 TEST_CASE_TEMPLATE("golden: masked targets, warm-up; a mask and a masked token are the same", B,
-                   BACKENDS) {
+                   TTT_TEST_BACKENDS) {
   const Golden golden("e2e_masked_warmup");
   const auto weights = golden.template weights<test::GoldenReader>(B());
   const auto counts = golden.values<std::uint8_t>("loss_mask", 0);  // one a target
@@ -187,16 +190,14 @@ TEST_CASE_TEMPLATE("golden: masked targets, warm-up; a mask and a masked token a
   Session by_token(weights, learner);
   check_scores(golden, 0, by_token, {}, counts);
   check_learned(golden, 0, by_token);
-  CHECK(std::equal(masked.state().learned.data(),
-                   masked.state().learned.data() + masked.learned_size(),
-                   by_token.state().learned.data()));
+  CHECK(learned_weights(masked) == learned_weights(by_token));
 }
 
-TEST_CASE_TEMPLATE("golden: no inner loop, sliding window", B, BACKENDS) {
+TEST_CASE_TEMPLATE("golden: no inner loop, sliding window", B, TTT_TEST_BACKENDS) {
   check_plain<test::GoldenWindowed>("swa_pretrain", B());
 }
 
-TEST_CASE_TEMPLATE("golden: no inner loop, full attention", B, BACKENDS) {
+TEST_CASE_TEMPLATE("golden: no inner loop, full attention", B, TTT_TEST_BACKENDS) {
   check_plain<test::GoldenFull>("full_attention_pretrain", B());
 }
 

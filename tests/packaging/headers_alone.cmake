@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: MIT
-# cmake -DCOMPILER= -DINCLUDE= -DSYSTEM_INCLUDE= -P headers_alone.cmake
+# cmake -DCOMPILER= -DINCLUDE= -DSYSTEM_INCLUDE= [-DCUDA_INCLUDE=] -P headers_alone.cmake
 file(GLOB_RECURSE headers RELATIVE "${INCLUDE}" "${INCLUDE}/*.hpp")
 if(NOT headers)
   message(FATAL_ERROR "no headers in ${INCLUDE}")
+endif()
+
+# Those of the CUDA half need the toolkit's headers.
+if(CUDA_INCLUDE)
+  list(APPEND SYSTEM_INCLUDE "${CUDA_INCLUDE}")
+else()
+  list(FILTER headers EXCLUDE REGEX "/backend/cuda/")
 endif()
 
 set(flags -std=c++20 -Wall -Wextra -Wconversion -Wshadow -Werror "-I${INCLUDE}")

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Runs a primitive on the processor's backend and on the reference, and compares.
+/// Runs a primitive on the backend under test and on the reference, and compares.
 #pragma once
 
 #include <string>
-#include <support/kernels.hpp>
+#include <support/backends.hpp>
 #include <support/matrix.hpp>
 #include <support/tolerance.hpp>
 #include <type_traits>
@@ -12,9 +12,6 @@
 #include <vector>
 
 #include <doctest/doctest.h>
-
-#include <ttt/backend/eigen/backend.hpp>
-#include <ttt/backend/reference/backend.hpp>
 
 namespace ttt::test {
 
@@ -26,17 +23,9 @@ auto results(Results&&... all) {
   return list;
 }
 
-/// The backends under test: one for each number of threads that makes a difference.
-template <class S>
-const std::vector<eigen::Backend<S>>& machines() {
-  static const std::vector<eigen::Backend<S>> all{eigen::Backend<S>(1), eigen::Backend<S>(2),
-                                                  eigen::Backend<S>(3)};
-  return all;
-}
-
 /// Checks that `run`, which takes a backend and returns a list of Matrix<Scalar>, gives what the
-/// reference gives in double; the same bits for every number of threads; and touches nothing
-/// outside its results. `slack` widens the tolerance.
+/// reference gives in double; the same bits on every machine; and touches nothing outside its
+/// results. `slack` widens the tolerance.
 template <class S, class Run>
 void check_equivalent(const Run& run, double slack = 1) {
   const std::vector<Matrix<double>> want = run(reference::Backend<double>());

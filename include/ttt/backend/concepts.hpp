@@ -41,7 +41,7 @@ struct Cache {
   }
   constexpr Index size() const { return heads * slots * head_dim; }
   /// The key of `head` at `position`; the ones after it follow until the ring ends.
-  constexpr T* at(Index head, Index position) const {
+  TTT_HD constexpr T* at(Index head, Index position) const {
     return data + (head * slots + position % slots) * head_dim;
   }
 };
@@ -56,7 +56,7 @@ struct AttentionShape {
   Index position = 0;
 
   /// The first key that a query at p sees.
-  constexpr Index first_key(Index p) const { return p < window ? 0 : p - window + 1; }
+  TTT_HD constexpr Index first_key(Index p) const { return p < window ? 0 : p - window + 1; }
 };
 
 /// One step of Adam (Kingma and Ba 2015, arXiv 1412.6980) as numbers: with g = scale * gradient,

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <type_traits>
 
-#include <ttt/version.hpp>
+#include <ttt/fwd.hpp>
 
 namespace ttt::inline TTT_ABI {
 
@@ -24,45 +24,45 @@ struct Dual {
   constexpr Dual() = default;
   /// A constant.
   template <class T>
-  requires(!std::is_same_v<T, Dual> && std::is_convertible_v<T, S>) constexpr Dual(T value_)
+  requires(!std::is_same_v<T, Dual> && std::is_convertible_v<T, S>) TTT_HD constexpr Dual(T value_)
       : value(static_cast<S>(value_)) {}
-  constexpr Dual(S value_, S tangent_) : value(value_), tangent(tangent_) {}
+  TTT_HD constexpr Dual(S value_, S tangent_) : value(value_), tangent(tangent_) {}
 
   /// The value alone.
-  constexpr explicit operator S() const { return value; }
+  TTT_HD constexpr explicit operator S() const { return value; }
 
-  constexpr Dual operator-() const { return {-value, -tangent}; }
-  friend constexpr Dual operator+(Dual a, Dual b) {
+  TTT_HD constexpr Dual operator-() const { return {-value, -tangent}; }
+  TTT_HD friend constexpr Dual operator+(Dual a, Dual b) {
     return {a.value + b.value, a.tangent + b.tangent};
   }
-  friend constexpr Dual operator-(Dual a, Dual b) {
+  TTT_HD friend constexpr Dual operator-(Dual a, Dual b) {
     return {a.value - b.value, a.tangent - b.tangent};
   }
-  friend constexpr Dual operator*(Dual a, Dual b) {
+  TTT_HD friend constexpr Dual operator*(Dual a, Dual b) {
     return {a.value * b.value, a.tangent * b.value + a.value * b.tangent};
   }
-  friend constexpr Dual operator/(Dual a, Dual b) {
+  TTT_HD friend constexpr Dual operator/(Dual a, Dual b) {
     const S quotient = a.value / b.value;
     return {quotient, (a.tangent - quotient * b.tangent) / b.value};
   }
-  constexpr Dual& operator+=(Dual b) { return *this = *this + b; }
-  constexpr Dual& operator-=(Dual b) { return *this = *this - b; }
-  constexpr Dual& operator*=(Dual b) { return *this = *this * b; }
-  constexpr Dual& operator/=(Dual b) { return *this = *this / b; }
+  TTT_HD constexpr Dual& operator+=(Dual b) { return *this = *this + b; }
+  TTT_HD constexpr Dual& operator-=(Dual b) { return *this = *this - b; }
+  TTT_HD constexpr Dual& operator*=(Dual b) { return *this = *this * b; }
+  TTT_HD constexpr Dual& operator/=(Dual b) { return *this = *this / b; }
 
   /// Order is that of the values: a maximum is a choice, not a computation.
-  friend constexpr bool operator<(Dual a, Dual b) { return a.value < b.value; }
-  friend constexpr bool operator>(Dual a, Dual b) { return a.value > b.value; }
+  TTT_HD friend constexpr bool operator<(Dual a, Dual b) { return a.value < b.value; }
+  TTT_HD friend constexpr bool operator>(Dual a, Dual b) { return a.value > b.value; }
 
-  friend Dual sqrt(Dual a) {
+  TTT_HD friend Dual sqrt(Dual a) {
     const S root = std::sqrt(a.value);
     return {root, a.tangent / (2 * root)};
   }
-  friend Dual exp(Dual a) {
+  TTT_HD friend Dual exp(Dual a) {
     const S power = std::exp(a.value);
     return {power, power * a.tangent};
   }
-  friend Dual log(Dual a) { return {std::log(a.value), a.tangent / a.value}; }
+  TTT_HD friend Dual log(Dual a) { return {std::log(a.value), a.tangent / a.value}; }
 };
 
 }  // namespace ttt::inline TTT_ABI

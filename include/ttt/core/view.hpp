@@ -37,19 +37,19 @@ struct View {
   Index stride = 0;
 
   constexpr View() = default;
-  constexpr View(T* data_, Index rows_, Index cols_) : View(data_, rows_, cols_, cols_) {}
-  constexpr View(T* data_, Index rows_, Index cols_, Index stride_)
+  TTT_HD constexpr View(T* data_, Index rows_, Index cols_) : View(data_, rows_, cols_, cols_) {}
+  TTT_HD constexpr View(T* data_, Index rows_, Index cols_, Index stride_)
       : data(data_), rows(rows_), cols(cols_), stride(stride_) {}
 
   /// A view to write through can be read through.
-  constexpr operator View<const T>() const requires(!std::is_const_v<T>) {
+  TTT_HD constexpr operator View<const T>() const requires(!std::is_const_v<T>) {
     return {data, rows, cols, stride};
   }
 
-  constexpr bool empty() const { return data == nullptr; }
+  TTT_HD constexpr bool empty() const { return data == nullptr; }
   constexpr Shape shape() const { return {rows, cols}; }
-  constexpr T* row(Index i) const { return data + i * stride; }
-  constexpr T& operator()(Index i, Index j) const { return data[i * stride + j]; }
+  TTT_HD constexpr T* row(Index i) const { return data + i * stride; }
+  TTT_HD constexpr T& operator()(Index i, Index j) const { return data[i * stride + j]; }
   constexpr View rows_at(Index first, Index count) const {
     return {row(first), count, cols, stride};
   }
@@ -77,7 +77,7 @@ struct Weight {
   constexpr Weight(View<const bfloat16> v)
       : data(v.data), rows(v.rows), cols(v.cols), stride(v.stride), narrow(true) {}
 
-  constexpr bool empty() const { return data == nullptr; }
+  TTT_HD constexpr bool empty() const { return data == nullptr; }
   constexpr Shape shape() const { return {rows, cols}; }
 
   /// The same memory read as [out, in].

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What kernels compute with: a scalar S, or a Dual<S> whose tangent is the result. A kernel is a
+/// template over the number, written once, so its tangent form is right when its value form is.
+#pragma once
+
+#include <cmath>
+
+#include <ttt/backend/cuda/launch.hpp>
+#include <ttt/core/dual.hpp>
+
+namespace ttt::inline TTT_ABI {
+namespace cuda::detail {
+namespace {
+
+template <class T>
+struct NumberTraits {
+  using Scalar = T;
+  using Wide = double;
+};
+template <class S>
+struct NumberTraits<Dual<S>> {
+  using Scalar = S;
+  using Wide = Dual<double>;
+};
+/// The scalar of a number, and the number in double: what multiplies a whole row is made in that.
+template <class T>
+using ScalarOf = typename NumberTraits<T>::Scalar;
+template <class T>
+using Wide = typename NumberTraits<T>::Wide;
+
+__device__ inline double widen(float x) {
+  return static_cast<double>(x);
+}
+__device__ inline double widen(double x) {
+  return x;
+}
+template <class S>
+__device__ Dual<double> widen(Dual<S> x) {
+  return {static_cast<double>(x.value), static_cast<double>(x.tangent)};
+}
+template <class T>
+__device__ T narrow(double x) {
+  return static_cast<T>(x);
+}
+template <class T>
+__device__ T narrow(Dual<double> x) {
+  return {static_cast<ScalarOf<T>>(x.value), static_cast<ScalarOf<T>>(x.tangent)};
+}
+
+template <class T>
+__device__ ScalarOf<T> value_of(T x) {
+  if constexpr (std::is_same_v<T, ScalarOf<T>>) {
+    return x;
+  } else {
+    return x.value;
+  }
+}
+
+/// What a kernel leaves behind: the value of a scalar, the tangent of a dual.
+template <class T>
+__device__ ScalarOf<T> result_of(T x) {
+  if constexpr (std::is_same_v<T, ScalarOf<T>>) {
+    return x;
+  } else {
+    return x.tangent;
+  }
+}
+template <class T>
+__device__ void put(ScalarOf<T>& place, T x, bool add = false) {
+  place = add ? place + result_of(x) : result_of(x);
+}
+
+template <class T>
+__device__ T load(const Operand<ScalarOf<T>>& x, Index i, Index j) {
+  using S = ScalarOf<T>;
+  const S value = x.value.data == nullptr ? S(0) : x.value.data[i * x.value.stride + j];
+  if constexpr (std::is_same_v<T, S>) {
+    return value;
+  } else {
+    return {value, x.tangent.data == nullptr ? S(0) : x.tangent.data[i * x.tangent.stride + j]};
+  }
+}
+
+__device__ inline float element(const bfloat16* at) {
+  return __uint_as_float(static_cast<unsigned>(at->bits) << 16);
+}
+__device__ inline float element(const float* at) {
+  return *at;
+}
+__device__ inline double element(const double* at) {
+  return *at;
+}
+
+/// Element (i, j) of a weight, in any of its forms.
+template <class S>
+__device__ S load(const Weight<S>& w, Index i, Index j) {
+  const Index at = w.transposed ? j * w.stride + i : i * w.stride + j;
+  return w.narrow ? static_cast<S>(element(static_cast<const bfloat16*>(w.data) + at))
+                  : static_cast<const S*>(w.data)[at];
+}
+/// A norm's factor of channel j.
+template <class S>
+__device__ S scale_at(const Norm<S>& norm, Index j) {
+  return norm.scale.data == nullptr || norm.eps < 0 ? S(1) : load(norm.scale, 0, j);
+}
+
+template <class T>
+__device__ T shuffle_xor(T x, int mask) {
+  if constexpr (std::is_same_v<T, ScalarOf<T>>) {
+    return __shfl_xor_sync(0xffffffffu, x, mask);
+  } else {
+    return {__shfl_xor_sync(0xffffffffu, x.value, mask),
+            __shfl_xor_sync(0xffffffffu, x.tangent, mask)};
+  }
+}
+
+/// The sum over groups of `width` neighbouring lanes, in every one of them.
+template <class T>
+__device__ T lanes_sum(T x, int width = 32) {
+  for (int mask = width / 2; mask > 0; mask /= 2) x = x + shuffle_xor(x, mask);
+  return x;
+}
+
+/// The sum over a block of at most 1024 threads, whole warps, in every one of them.
+template <class T>
+__device__ T block_sum(T x) {
+  __shared__ T parts[32];
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  x = lanes_sum(x);
+  __syncthreads();  // parts may still be read from the last time
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+  __syncthreads();
+  T sum = parts[0];
+  for (int i = 1; i < warps; ++i) sum = sum + parts[i];
+  return sum;
+}
+template <class S>
+__device__ S block_max(S x) {
+  __shared__ S parts[32];
+  const int warps = static_cast<int>(blockDim.x) / 32;
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const S other = shuffle_xor(x, mask);
+    if (!(other <= x)) x = other;  // a NaN wins, so that it shows
+  }
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+  __syncthreads();
+  S most = parts[0];
+  for (int i = 1; i < warps; ++i) {
+    if (!(parts[i] <= most)) most = parts[i];
+  }
+  return most;
+}
+
+/// 1 / (1 + exp(-x)), by the exponential that cannot overflow: infinity has no tangent.
+template <class T>
+__device__ T sigmoid(T x) {
+  using std::exp;
+  if (!(value_of(x) < ScalarOf<T>(0))) return T(1) / (T(1) + exp(-x));
+  const T power = exp(x);
+  return power / (T(1) + power);
+}
+
+/// Calls f.template operator()<T>() with the number that kernels are to compute with.
+template <class S, class F>
+void with_number(bool tangents, const F& f) {
+  if (tangents) {
+    f.template operator()<Dual<S>>();
+  } else {
+    f.template operator()<S>();
+  }
+}
+
+/// Threads that share a row.
+constexpr unsigned row_threads = 256;
+
+constexpr Index blocks_for(Index size, Index each) {
+  return (size + each - 1) / each;
+}
+inline unsigned grid(Index blocks) {
+  return static_cast<unsigned>(blocks);
+}
+
+}  // namespace
+}  // namespace cuda::detail
+}  // namespace ttt::inline TTT_ABI

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The seam between host and kernels: functions that put a kernel on a stream. Declared here for
+/// any host compiler, defined in kernels/*.cuh for nvcc, instantiated in one unit.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <ttt/backend/concepts.hpp>
+#include <ttt/core/view.hpp>
+
+namespace ttt::inline TTT_ABI {
+namespace cuda::detail {
+
+/// Values and, where they move, tangents. What is absent is zero.
+template <class S>
+struct Operand {
+  View<const S> value;
+  View<const S> tangent;
+};
+
+/// Keys and values of one block; rows of their tangents begin at the position of the queries.
+template <class S>
+struct KeysAndValues {
+  Cache<const S> keys, values;
+  View<const S> tkeys, tvalues;
+};
+
+/// The angular frequencies of RoPE, passed to a kernel by value.
+inline constexpr Index most_head_dim = 128;
+struct Frequencies {
+  double of[most_head_dim / 2];
+};
+
+/// Kernels on scalars of S. Those with a form on dual numbers take `tangents`: then operands are
+/// read with their tangents, and what is written or added to is the tangent of each result. They
+/// are one template, instantiated twice.
+template <class S>
+struct [[gnu::visibility("hidden")]] Launch {
+  using Stream = cudaStream_t;
+
+  /// c (+)= a · b of shapes (m, k) and (k, n).
+  static void matmul(Stream, View<const S> a, bool a_transposed, Weight<S> b, View<S> c, Write);
+
+  static void embed(Stream, Weight<S> table, const Token* tokens, View<S> out);
+  static void embed_backward(Stream, const Token* tokens, View<const S> dout, View<S> dtable);
+  static void rms_norm(Stream, bool tangents, Operand<S> x, Norm<S>, Operand<S> h, View<S> y,
+                       View<S> inverse);
+  static void rms_norm_backward(Stream, bool tangents, Operand<S> x, Norm<S>, Operand<S> inverse,
+                                Operand<S> dy, View<S> dx, Write, View<S> dscale);
+  static void rope_angles(Stream, Index position, const Frequencies&, View<S> out);
+  static void head_norm_rope(Stream, bool tangents, Operand<S> x, Norm<S>, View<const S> angles,
+                             RopeLayout, View<S> y, View<S> inverse);
+  static void head_norm_rope_backward(Stream, bool tangents, Operand<S> x, Norm<S>,
+                                      Operand<S> inverse, View<const S> angles, RopeLayout,
+                                      Operand<S> dy, View<S> dx, View<S> dscale);
+  static void swiglu(Stream, bool tangents, Operand<S> gate, Operand<S> up, View<S> out);
+  static void swiglu_backward(Stream, bool tangents, Operand<S> gate, Operand<S> up,
+                              Operand<S> dout, View<S> dgate, View<S> dup);
+
+  static void store(Stream, View<const S> rows, Cache<S>, Index position);
+  static void attention(Stream, bool tangents, Operand<S> q, KeysAndValues<S>, AttentionShape,
+                        View<S> o, View<S> lse);
+  static void attention_backward(Stream, bool tangents, Operand<S> q, KeysAndValues<S>,
+                                 AttentionShape, Operand<S> o, Operand<S> lse, Operand<S> dout,
+                                 View<S> dq, View<S> dkeys, View<S> dvalues, Index first);
+
+  /// Logits become the gradient of sum of weights[t] · nll[t]; with `tangents`, theirs become its
+  /// tangent when the weights move by `seed` times themselves.
+  static void softmax_loss(Stream, bool tangents, View<S> logits, View<S> tlogits,
+                           const Token* targets, const S* weights, double seed, S* nll,
+                           bool want_gradient);
+
+  static void add(Stream, View<const S> a, View<const S> b, View<S> out);
+  static void widen(Stream, Weight<S> w, View<S> out);
+  static void fill(Stream, S value, S * to, Index size);
+  /// The sum of x · y into *sum, through `blocks` partial sums, in an order that never changes.
+  static void dot(Stream, const S* x, const S* y, Index size, double* partial, int blocks,
+                  double* sum);
+  static void axpby(Stream, double a, const S* x, double b, S* y, Index size);
+  static void adam(Stream, const AdamStep&, const S* gradient, S* m, S* v, S* weights, Index size);
+};
+
+extern template struct Launch<float>;
+extern template struct Launch<double>;
+
+}  // namespace cuda::detail
+}  // namespace ttt::inline TTT_ABI
