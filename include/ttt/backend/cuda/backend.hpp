@@ -6,7 +6,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <memory>
+#include <type_traits>
 
 #include <ttt/backend/concepts.hpp>
 #include <ttt/backend/cuda/device.hpp>
@@ -15,14 +17,22 @@
 namespace ttt::inline TTT_ABI {
 namespace cuda {
 
-/// Computes on a GPU in float or double, with the results of the other backends: everything, the
-/// products too, is in the scalar's own precision.
+/// Policy: what the products of a backend are computed in. Everything else is in the backend's
+/// scalar.
+enum class Products : std::uint8_t {
+  Exact,     // in the scalar: the results of the other backends, to rounding
+  Bfloat16,  // operands rounded to bfloat16, sums in float, on tensor cores: fast
+};
+
+/// Computes on a GPU in float or double.
 ///
 /// All work goes to one stream. A primitive puts its kernels there and returns; to_host, dot and
 /// synchronize wait, and throw what failed until then. A copy shares the stream and its memory.
 /// Kernels add in an order of their own that never changes, so the same GPU gives the same bits.
-template <class S = float>
+template <class S = float, Products products = Products::Exact>
 class Backend {
+  static_assert(products == Products::Exact || std::is_same_v<S, float>,
+                "ttt: products in bfloat16 are for a backend in float");
   using Launch = detail::Launch<S>;
   using In = View<const S>;
   using Out = View<S>;
@@ -89,12 +99,8 @@ class Backend {
 
   // ---- products ---------------------------------------------------------------------------------
 
-  void matmul(In x, Weight<S> w, Out y, Write write) const {
-    Launch::matmul(stream(), x, false, w, y, write);
-  }
-  void matmul_gradient(In x, In dy, Out dw, Write write) const {
-    Launch::matmul(stream(), x, true, dy, dw, write);
-  }
+  void matmul(In x, Weight<S> w, Out y, Write write) const { product(x, false, w, y, write); }
+  void matmul_gradient(In x, In dy, Out dw, Write write) const { product(x, true, dy, dw, write); }
 
   // ---- rows -------------------------------------------------------------------------------------
 
@@ -167,10 +173,19 @@ class Backend {
     Launch::store(stream(), rows, cache, position);
   }
   void attention(In q, CacheIn keys, CacheIn values, AttentionShape shape, Out o, Out lse) const {
+    if constexpr (products == Products::Bfloat16) {
+      if (Launch::attention_bfloat16(stream(), q, keys, values, shape, o, lse)) return;
+    }
     Launch::attention(stream(), false, {q, {}}, {keys, values, {}, {}}, shape, o, lse);
   }
   void attention_backward(In q, CacheIn keys, CacheIn values, AttentionShape shape, In o, In lse,
                           In dout, Out dq, Out dkeys, Out dvalues, Index first) const {
+    if constexpr (products == Products::Bfloat16) {
+      if (Launch::attention_backward_bfloat16(stream(), q, keys, values, shape, o, lse, dout, dq,
+                                              dkeys, dvalues, first)) {
+        return;
+      }
+    }
     Launch::attention_backward(stream(), false, {q, {}}, {keys, values, {}, {}}, shape, {o, {}},
                                {lse, {}}, {dout, {}}, dq, dkeys, dvalues, first);
   }
@@ -249,6 +264,13 @@ class Backend {
   }
 
  private:
+  void product(In a, bool a_transposed, Weight<S> b, Out c, Write write) const {
+    if constexpr (products == Products::Bfloat16) {
+      Launch::matmul_bfloat16(stream(), a, a_transposed, b, c, write);
+    } else {
+      Launch::matmul(stream(), a, a_transposed, b, c, write);
+    }
+  }
   template <class T>
   static std::size_t bytes(Index size) {
     return static_cast<std::size_t>(size) * sizeof(T);

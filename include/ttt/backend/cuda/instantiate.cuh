@@ -7,9 +7,12 @@
 #include <ttt/backend/cuda/device.hpp>
 #include <ttt/backend/cuda/kernels/attention.cuh>
 #include <ttt/backend/cuda/kernels/attention_backward.cuh>
+#include <ttt/backend/cuda/kernels/attention_backward_bfloat16.cuh>
+#include <ttt/backend/cuda/kernels/attention_bfloat16.cuh>
 #include <ttt/backend/cuda/kernels/flat.cuh>
 #include <ttt/backend/cuda/kernels/loss.cuh>
 #include <ttt/backend/cuda/kernels/matmul.cuh>
+#include <ttt/backend/cuda/kernels/matmul_bfloat16.cuh>
 #include <ttt/backend/cuda/kernels/norms.cuh>
 #include <ttt/backend/cuda/kernels/rope.cuh>
 #include <ttt/backend/cuda/kernels/rows.cuh>

@@ -41,6 +41,9 @@ struct [[gnu::visibility("hidden")]] Launch {
 
   /// c (+)= a · b of shapes (m, k) and (k, n).
   static void matmul(Stream, View<const S> a, bool a_transposed, Weight<S> b, View<S> c, Write);
+  /// The same on tensor cores: operands in float are rounded to bfloat16, sums are float.
+  static void matmul_bfloat16(Stream, View<const S> a, bool a_transposed, Weight<S> b, View<S> c,
+                              Write);
 
   static void embed(Stream, Weight<S> table, const Token* tokens, View<S> out);
   static void embed_backward(Stream, const Token* tokens, View<const S> dout, View<S> dtable);
@@ -64,6 +67,15 @@ struct [[gnu::visibility("hidden")]] Launch {
   static void attention_backward(Stream, bool tangents, Operand<S> q, KeysAndValues<S>,
                                  AttentionShape, Operand<S> o, Operand<S> lse, Operand<S> dout,
                                  View<S> dq, View<S> dkeys, View<S> dvalues, Index first);
+
+  /// On tensor cores, what is multiplied rounded to bfloat16. False, and nothing done, where there
+  /// are no kernels: other heads than 64, 80, 96 and 128, rows that do not lie in fours of floats.
+  static bool attention_bfloat16(Stream, View<const S> q, Cache<const S> keys,
+                                 Cache<const S> values, AttentionShape, View<S> o, View<S> lse);
+  static bool attention_backward_bfloat16(Stream, View<const S> q, Cache<const S> keys,
+                                          Cache<const S> values, AttentionShape, View<const S> o,
+                                          View<const S> lse, View<const S> dout, View<S> dq,
+                                          View<S> dkeys, View<S> dvalues, Index first);
 
   /// Logits become the gradient of sum of weights[t] · nll[t]; with `tangents`, theirs become its
   /// tangent when the weights move by `seed` times themselves.

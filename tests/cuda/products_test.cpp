@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: MIT
+// Products in bfloat16 are exact products of rounded operands, and a model read with them is near
+// the one read in float.
+#include <cmath>
+#include <support/equivalence.hpp>
+#include <support/golden.hpp>
+#include <support/primitives.hpp>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <ttt/inner/session.hpp>
+#include <ttt/outer/meta_gradient.hpp>
+
+namespace {
+
+using namespace ttt;
+using namespace ttt::test;
+
+using Fast = cuda::Backend<float, cuda::Products::Bfloat16>;
+
+/// Numbers that bfloat16 can hold.
+Matrix<float> rounded(Random& random, Index rows, Index cols, Index gap) {
+  auto out = Matrix<float>::input(random, rows, cols, gap);
+  for (Index i = 0; i < rows; ++i) {
+    for (Index j = 0; j < cols; ++j) out(i, j) = static_cast<float>(bfloat16(out(i, j)));
+  }
+  return out;
+}
+
+/// On sizes that the kernel's tiles divide and that they do not, aligned rows and others.
+template <class Check>
+void for_products(const Check& check) {
+  for (Index rows : {1, 17, 128, 130, 257}) {
+    for (Index depth : {1, 8, 32, 100, 300}) {
+      for (Index cols : {1, 48, 128, 131}) {
+        for (Index gap : {0, 3, 4}) {
+          CAPTURE(rows);
+          CAPTURE(depth);
+          CAPTURE(cols);
+          CAPTURE(gap);
+          check(rows, depth, cols, gap);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("products in bfloat16 add up in float") {
+  Random random{1};
+  const Staged<Fast> gpu;
+  const reference::Backend<double> reference;
+  const auto compare = [&](const auto& run, const Matrix<float>& out) {
+    auto got = out.as<float>();
+    auto want = out.as<double>();
+    run(gpu, got);
+    run(reference, want);
+    CHECK(relative_error<float>(got.view(), want.view()) <= 2e-5);
+    CHECK(got.guarded());
+  };
+  for_products([&](Index rows, Index depth, Index cols, Index gap) {
+    for (const Write write : {Write::Replace, Write::Add}) {
+      const auto x = rounded(random, rows, depth, gap);
+      const auto y = Matrix<float>::output(random, rows, cols, gap);
+      for (const bool transposed : {false, true}) {
+        const auto w =
+            transposed ? rounded(random, cols, depth, gap) : rounded(random, depth, cols, gap);
+        compare(
+            [&](const auto& b, auto& out) {
+              using T = ScalarOf<std::decay_t<decltype(b)>>;
+              const auto x_ = x.as<T>(), w_ = w.as<T>();
+              const Weight<T> stored(w_.view());
+              b.matmul(x_.view(), transposed ? stored.transpose() : stored, out.view(), write);
+            },
+            y);
+        const StoredWeight<float> narrow(random, {depth, cols}, transposed, true, gap);
+        compare(
+            [&](const auto& b, auto& out) {
+              using T = ScalarOf<std::decay_t<decltype(b)>>;
+              const auto x_ = x.as<T>();
+              const auto w_ = narrow.as<T>();
+              b.matmul(x_.view(), w_.weight(), out.view(), write);
+            },
+            y);
+      }
+      const auto from = rounded(random, depth, rows, gap), to = rounded(random, depth, cols, gap);
+      compare(
+          [&](const auto& b, auto& out) {
+            using T = ScalarOf<std::decay_t<decltype(b)>>;
+            b.matmul_gradient(from.as<T>().view(), to.as<T>().view(), out.view(), write);
+          },
+          y);
+    }
+  });
+}
+
+TEST_CASE("attention on tensor cores is near attention") {
+  Random random{2};
+  const Staged<Fast> gpu;
+  const reference::Backend<double> reference;
+  double worst[5] = {};
+  const auto check = [&](Index rows, const AttentionShape& shape, Index spare, Index before) {
+    CAPTURE(rows);
+    CAPTURE(shape.head_dim);
+    CAPTURE(shape.window);
+    CAPTURE(shape.position);
+    AttentionInputs<float> inputs(random, rows, shape, spare, before);
+    inputs.q = Matrix<float>::input(random, rows, shape.heads * shape.head_dim, 4);
+    inputs.dout = Matrix<float>::input(random, rows, shape.heads * shape.head_dim, 8);
+    const auto got = inputs.run(gpu);
+    const auto want = inputs.run(reference);
+    for (std::size_t i = 0; i < want.size(); ++i) {
+      CAPTURE(i);
+      const double error = relative_error<float>(got[i].view(), want[i].view());
+      CHECK(error <= 0.02);
+      CHECK(got[i].guarded());
+      if (!(error <= worst[i])) worst[i] = error;
+    }
+    const auto again = inputs.run(gpu);
+    for (std::size_t i = 0; i < want.size(); ++i) CHECK(again[i].same_bits(got[i]));
+  };
+  for (Index d : {64, 80, 96, 128}) {
+    for (Index rows : {1, 64, 70, 200}) {
+      check(rows, {2, 1, d, 1000, 0}, 0, 0);
+      check(rows, {2, 2, d, 100, 300}, 7, 60);
+      check(rows, {4, 2, d, 20, 150}, 0, 0);
+      check(rows, {1, 1, d, 150, 140}, 64, 500);
+    }
+  }
+  MESSAGE("attention in bfloat16, worst errors: o " << worst[0] << ", lse " << worst[1] << ", dq "
+                                                    << worst[2] << ", dk " << worst[3] << ", dv "
+                                                    << worst[4]);
+}
+
+TEST_CASE("a model read and differentiated with products in bfloat16 is near the one in float") {
+  const Golden golden("e2e");
+  const Fast gpu;
+  const auto weights = golden.weights<GoldenReader>(gpu);
+  Session session(weights, golden.learner());
+  const auto report = session.read(golden.tokens());
+  const auto want = golden.values<double>("token_nll", 0);
+  double worst = 0, mean = 0;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    const double distance = std::abs(static_cast<double>(report.nll[i + 1]) - want[i]);
+    mean += distance / static_cast<double>(want.size());
+    if (!(distance <= worst)) worst = distance;
+  }
+  MESSAGE("scores in bfloat16: mean difference " << mean << " nats, largest " << worst);
+  CHECK(mean <= 0.02);
+  CHECK(worst <= 0.1);
+
+  const std::vector<Token> tokens = golden.values<Token>("tokens");
+  const Index length = golden.file().at("tokens").shape.at(1) - 1;
+  const auto gradient = [&](const auto& backend) {
+    const auto parameters = golden.weights<GoldenReader>(backend);
+    MetaGradient meta(parameters.model(), backend, golden.learner(), length);
+    auto memory = backend.template allocate<float>(meta.size());
+    meta(parameters.parameters(), tokens, {}, memory.data());
+    return on_host(backend, memory.data(), meta.size());
+  };
+  const auto exact = gradient(Cuda()), fast = gradient(gpu);
+  double error = 0, size = 0;
+  for (std::size_t i = 0; i < exact.size(); ++i) {
+    error += std::pow(static_cast<double>(fast[i] - exact[i]), 2);
+    size += std::pow(static_cast<double>(exact[i]), 2);
+  }
+  MESSAGE("meta-gradient in bfloat16: relative error " << std::sqrt(error / size));
+  CHECK(std::sqrt(error / size) <= 0.1);
+}
