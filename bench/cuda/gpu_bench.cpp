@@ -2,7 +2,6 @@
 // A GPU's rates: products, reading with learning, decoding and meta-gradients of the 125m preset
 // with random weights, in exact float and with products in bfloat16; and the yardstick, cuBLAS's
 // product of two 8192 x 8192 matrices in bfloat16.
-#include <memory>
 #include <span>
 #include <vector>
 

@@ -86,11 +86,6 @@ __device__ inline OwnedQueries owned_queries(const AttentionShape& shape, Index 
           position + count};
 }
 
-/// Whether the query at p sees the key at j.
-__device__ inline bool sees(const AttentionShape& shape, Index p, Index j) {
-  return j <= p && j >= shape.first_key(p);
-}
-
 template <class T, class S = ScalarOf<T>>
 __global__ void __launch_bounds__(attention_threads)
     attention_kernel(Operand<S> q, KeysAndValues<S> cache, AttentionShape shape, View<S> o,

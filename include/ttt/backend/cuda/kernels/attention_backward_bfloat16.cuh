@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(flash_threads)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const Index p = position + mine + row_of(e), j = j0 + 8 * n + col_of(e);
-        const bool seen = all || (j <= p && j >= shape.first_key(p));
+        const bool seen = all || sees(shape, p, j);
         s[n][e] =
             seen ? exp_of(s[n][e] - log_sums[e / 2]) * (dweights[n][e] - alongs[e / 2]) : 0.0f;
       }
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(flash_threads)
         for (int e = 0; e < 4; ++e) {
           const int i = 8 * n + col_of(e);
           const Index p = shape.position + t0 + i, j = j0 + mine + row_of(e);
-          const bool seen = i < here && j <= p && j >= shape.first_key(p);
+          const bool seen = i < here && sees(shape, p, j);
           weights[n][e] = seen ? exp_of(weights[n][e] - log_sums[i]) : 0.0f;
           dscores[n][e] = seen ? weights[n][e] * (dscores[n][e] - alongs[i]) : 0.0f;
         }

@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(flash_threads)
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const Index p = position + mine + row_of(e), j = j0 + 8 * n + col_of(e);
-          if (j > p || j < shape.first_key(p)) s[n][e] = -INFINITY;
+          if (!sees(shape, p, j)) s[n][e] = -INFINITY;
         }
       }
     }

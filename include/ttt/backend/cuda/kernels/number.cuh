@@ -162,6 +162,11 @@ __device__ T sigmoid(T x) {
   return power / (T(1) + power);
 }
 
+/// Whether the query at p sees the key at j.
+__device__ inline bool sees(const AttentionShape& shape, Index p, Index j) {
+  return j <= p && j >= shape.first_key(p);
+}
+
 /// Calls f.template operator()<T>() with the number that kernels are to compute with.
 template <class S, class F>
 void with_number(bool tangents, const F& f) {
