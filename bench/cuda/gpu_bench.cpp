@@ -2,7 +2,10 @@
 // A GPU's rates: products, reading with learning, decoding and meta-gradients of the 125m preset
 // with random weights, in exact float and with products in bfloat16; and the yardstick, cuBLAS's
 // product of two 8192 x 8192 matrices in bfloat16.
+#include <algorithm>
 #include <span>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <benchmark/benchmark.h>
@@ -19,8 +22,6 @@ namespace {
 using namespace ttt;
 using Fast = cuda::Backend<float, cuda::Products::Bfloat16>;
 using Learner = InnerLoop<Sgd>;
-constexpr auto preset = presets::e2e_125m;
-
 void per_second(benchmark::State& state, const char* what, double count) {
   state.counters[what] = benchmark::Counter(count, benchmark::Counter::kIsIterationInvariantRate);
 }
@@ -118,50 +119,98 @@ void product(benchmark::State& state) {
 PRODUCTS(Cuda);
 PRODUCTS(Fast);
 
+struct Size125m {
+  static constexpr auto preset = presets::e2e_125m;
+};
+struct Size3b {
+  static constexpr auto preset = presets::e2e_3b;
+};
+
+/// Weights in bfloat16: one stretch of noise again and again, and norms of ones.
+template <class Machine, class Model>
+Weights<Model, Machine> noise_weights(const Machine& gpu, const Preset<Model>& preset) {
+  Model model(preset.config);
+  constexpr Index stretch = Index{1} << 22;
+  Random random{1};
+  std::vector<bfloat16> values(stretch), ones(static_cast<std::size_t>(model.config().width));
+  for (bfloat16& x : values) x = bfloat16(static_cast<float>(0.02 * random.normal()));
+  for (bfloat16& x : ones) x = bfloat16(1.0f);
+  typename Weights<Model, Machine>::Memory memory;
+  memory.buffers.push_back(gpu.template allocate<float>(parameter_count(model) / 2 + 1));
+  auto* at = reinterpret_cast<bfloat16*>(memory.buffers.back().data());
+  gpu.to_device(values.data(), at, std::min(stretch, parameter_count(model)));
+  const bfloat16* const noise = at;
+  auto tree = model.template tree<Weight<float>>();
+  auto shapes = model.shapes();
+  Index place = 0;
+  Model::each(
+      [&](const ParameterName& name, const Shape& shape, Weight<float>& leaf) {
+        bfloat16* const to = at + place;
+        place += shape.size();
+        leaf = View<const bfloat16>(to, shape.rows, shape.cols);
+        if (name.role == Role::Norm) return gpu.to_device(ones.data(), to, shape.size());
+        for (Index done = 0; done < shape.size(); done += stretch) {
+          if (to + done == noise) continue;
+          gpu.copy(noise, to + done, std::min(stretch, shape.size() - done));
+        }
+      },
+      shapes, tree);
+  return {std::move(model), gpu, std::move(tree), std::move(memory)};
+}
+template <class Machine, class Model>
+auto weights_for(const Machine& gpu, const Preset<Model>& preset) {
+  if constexpr (std::is_same_v<Machine, Fast>) {
+    return noise_weights(gpu, preset);
+  } else {
+    return initialise(preset, gpu, 1);
+  }
+}
+
 /// A session behind a full window. What is read next ends where chunks end.
-template <class Machine>
+template <class Size, class Machine>
 auto reader(const Machine& gpu, std::span<const Token> chunk) {
-  Session session(initialise(preset, gpu, 1), Learner{.chunk = 1024});
+  Session session(weights_for(gpu, Size::preset), Learner{.chunk = 1024});
   session.read(chunk.first(1));
   for (int i = 0; i < 9; ++i) session.read(chunk);
   return session;
 }
 
-template <class Machine>
+template <class Machine, class Size>
 void read(benchmark::State& state) {
   const Machine gpu;
-  const std::vector<Token> text = tokens(1024, preset.config.vocabulary);
-  auto session = reader(gpu, text);
+  const std::vector<Token> text = tokens(1024, Size::preset.config.vocabulary);
+  auto session = reader<Size>(gpu, text);
   for (auto _ : state) session.read(text);
   per_second(state, "tokens/s", 1024);
   per_second(state, "FLOP/s", 1024 * bench::reading_flops(session.weights().config(), 1024));
 }
-BENCHMARK_TEMPLATE(read, Cuda)->UseRealTime()->Unit(benchmark::kMillisecond);
-BENCHMARK_TEMPLATE(read, Fast)->UseRealTime()->Unit(benchmark::kMillisecond);
+#define BOTH(WHAT)                                                                        \
+  BENCHMARK_TEMPLATE(WHAT, Cuda, Size125m)->UseRealTime()->Unit(benchmark::kMillisecond); \
+  BENCHMARK_TEMPLATE(WHAT, Fast, Size125m)->UseRealTime()->Unit(benchmark::kMillisecond); \
+  BENCHMARK_TEMPLATE(WHAT, Fast, Size3b)->UseRealTime()->Unit(benchmark::kMillisecond)
+BOTH(read);
 
-template <class Machine>
+template <class Machine, class Size>
 void decode(benchmark::State& state) {
   const Machine gpu;
-  auto session = reader(gpu, tokens(1024, preset.config.vocabulary));
+  auto session = reader<Size>(gpu, tokens(1024, Size::preset.config.vocabulary));
   for (auto _ : state) session.generate(32, Greedy{});
   per_second(state, "tokens/s", 32);
 }
-BENCHMARK_TEMPLATE(decode, Cuda)->UseRealTime()->Unit(benchmark::kMillisecond);
-BENCHMARK_TEMPLATE(decode, Fast)->UseRealTime()->Unit(benchmark::kMillisecond);
+BOTH(decode);
 
-template <class Machine>
+template <class Machine, class Size>
 void meta_gradient(benchmark::State& state) {
   constexpr Index length = 8192;
   const Machine gpu;
-  const auto weights = initialise(preset, gpu, 1);
+  const auto weights = weights_for(gpu, Size::preset);
   MetaGradient meta(weights.model(), gpu, Learner{.chunk = 1024}, length);
   auto gradient = gpu.template allocate<float>(meta.size());
-  const std::vector<Token> text = tokens(length + 1, preset.config.vocabulary);
+  const std::vector<Token> text = tokens(length + 1, Size::preset.config.vocabulary);
   for (auto _ : state) meta(weights.parameters(), text, {}, gradient.data());
   per_second(state, "tokens/s", static_cast<double>(length));
   per_second(state, "FLOP/s", bench::training_flops(weights.config(), length, 1024));
 }
-BENCHMARK_TEMPLATE(meta_gradient, Cuda)->UseRealTime()->Unit(benchmark::kMillisecond);
-BENCHMARK_TEMPLATE(meta_gradient, Fast)->UseRealTime()->Unit(benchmark::kMillisecond);
+BOTH(meta_gradient);
 
 }  // namespace

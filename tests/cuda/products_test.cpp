@@ -31,7 +31,7 @@ Matrix<float> rounded(Random& random, Index rows, Index cols, Index gap) {
 /// On sizes that the kernel's tiles divide and that they do not, aligned rows and others.
 template <class Check>
 void for_products(const Check& check) {
-  for (Index rows : {1, 17, 128, 130, 257}) {
+  for (Index rows : {1, 3, 17, 128, 130, 257}) {
     for (Index depth : {1, 8, 32, 100, 300}) {
       for (Index cols : {1, 48, 128, 131}) {
         for (Index gap : {0, 3, 4}) {
@@ -121,8 +121,8 @@ TEST_CASE("attention on tensor cores is near attention") {
     const auto again = inputs.run(gpu);
     for (std::size_t i = 0; i < want.size(); ++i) CHECK(again[i].same_bits(got[i]));
   };
-  for (Index d : {64, 80, 96, 128}) {
-    for (Index rows : {1, 64, 70, 200}) {
+  for (Index d : {16, 64, 80, 96, 128}) {
+    for (Index rows : {1, 8, 64, 70, 200}) {
       check(rows, {2, 1, d, 1000, 0}, 0, 0);
       check(rows, {2, 2, d, 100, 300}, 7, 60);
       check(rows, {4, 2, d, 20, 150}, 0, 0);

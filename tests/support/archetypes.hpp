@@ -31,6 +31,7 @@ class Buffer {
 /// A machine. Copyable, for Weights keep one; made from an int, so that nothing makes one up.
 struct Backend {
   using Scalar = float;
+  using CacheScalar = float;
   template <class T>
   using Buffer = archetype::Buffer<T>;
   using V = View<float>;

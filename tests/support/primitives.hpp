@@ -91,14 +91,34 @@ struct AttentionInputs {
   static Cache<const T> cache(const Matrix<T>& m, const AttentionShape& shape) {
     return {m.view().data, shape.key_heads, m.view().rows / shape.key_heads, shape.head_dim};
   }
+  /// Keys or values as a backend keeps them.
+  template <class B>
+  static auto kept(const Matrix<S>& m) {
+    const View<const S> from = m.view();
+    std::vector<typename B::CacheScalar> to;
+    for (Index i = 0; i < from.rows; ++i) {
+      for (Index j = 0; j < from.cols; ++j) {
+        if constexpr (std::is_arithmetic_v<typename B::CacheScalar>) {
+          to.push_back(static_cast<typename B::CacheScalar>(from(i, j)));
+        } else {
+          to.emplace_back(static_cast<float>(from(i, j)));
+        }
+      }
+    }
+    return to;
+  }
 
   /// Forward and backward: o, lse, dq, dkeys, dvalues.
   template <class B>
   auto run(const B& b) const {
     using T = ScalarOf<B>;
     const auto q_ = q.template as<T>(), dout_ = dout.template as<T>();
-    const auto keys_ = keys.template as<T>(), values_ = values.template as<T>();
-    const Cache<const T> k = cache(keys_, shape), v = cache(values_, shape);
+    const auto keys_ = kept<B>(keys), values_ = kept<B>(values);
+    const Index slots = keys.view().rows / shape.key_heads;
+    const Cache<const typename B::CacheScalar> k{keys_.data(), shape.key_heads, slots,
+                                                 shape.head_dim};
+    const Cache<const typename B::CacheScalar> v{values_.data(), shape.key_heads, slots,
+                                                 shape.head_dim};
     auto o = Matrix<T>::output(rows, shape.heads * shape.head_dim, 5), dq = o;
     auto lse = Matrix<T>::output(shape.heads, rows, 2);
     auto dk = dkeys.template as<T>(), dv = dvalues.template as<T>();

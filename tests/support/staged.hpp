@@ -129,6 +129,7 @@ class Staged {
 
  public:
   using Scalar = typename B::Scalar;
+  using CacheScalar = typename B::CacheScalar;
   static constexpr Index most_head_dim = B::most_head_dim;
 
   static constexpr int threads() { return 1; }

@@ -81,13 +81,14 @@ template <class B>
 concept Backend = requires(const B& b, View<typename B::Scalar> out,
                            View<const typename B::Scalar> in, Weight<typename B::Scalar> weight,
                            Norm<typename B::Scalar> norm, Write write, const Token* tokens,
-                           Cache<typename B::Scalar> cache,
-                           Cache<const typename B::Scalar> read_cache, AttentionShape shape,
+                           Cache<typename B::CacheScalar> cache,
+                           Cache<const typename B::CacheScalar> read_cache, AttentionShape shape,
                            RopeLayout layout, Index n, double x, const double* frequencies,
                            const typename B::Scalar* flat, typename B::Scalar* flat_out,
                            Token* tokens_out, const bfloat16* narrow, bfloat16* narrow_out,
                            void (*task)(Index)) {
   typename B::Scalar;
+  typename B::CacheScalar;
   typename B::template Buffer<Token>;
   // The machine.
   { b.threads() } -> std::convertible_to<int>;
@@ -103,6 +104,7 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   b.to_host(narrow, narrow_out, n);
   b.copy(flat, flat_out, n);
   b.fill(typename B::Scalar{}, flat_out, n);
+  b.fill(typename B::CacheScalar{}, cache.data, n);
   b.widen(weight, out);
   // Products.
   b.matmul(in, weight, out, write);

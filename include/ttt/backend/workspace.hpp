@@ -52,6 +52,7 @@ template <class Target>
 class DryRun {
  public:
   using Scalar = typename Target::Scalar;
+  using CacheScalar = typename Target::CacheScalar;
   static constexpr Index most_head_dim = Target::most_head_dim;
   static constexpr bool is_host = Target::is_host;
 

@@ -20,7 +20,8 @@ class ChunkPass {
   using Scalar = typename B::Scalar;
   using Tree = typename Model::template Parameters<Weight<Scalar>>;
   using Gradients = typename Model::template Parameters<View<Scalar>>;
-  using Caches = CacheShape<Scalar>;
+  using CacheScalar = typename B::CacheScalar;
+  using Caches = CacheShape<Scalar, CacheScalar>;
 
   /// Throws Error when memory runs out. Keeps references to the model and the backend.
   ChunkPass(const Model& model, const B& backend, const Caches& caches, Index most_rows)
@@ -36,7 +37,7 @@ class ChunkPass {
   /// Scalars of scratch a pass over `rows` tokens needs, measured without allocating any.
   static Index scratch(const Model& model, const B& backend, const Caches& caches, Index rows) {
     const DryRun<B> dry(backend);
-    auto cache = dry.template allocate<Scalar>(caches.size());
+    auto cache = dry.template allocate<CacheScalar>(caches.size());
     Workspace<DryRun<B>> workspace(dry, detail::most_elements);
     const Tree tree = model.template shaped_tree<Weight<Scalar>>();
     const auto gradients = model.template tree<View<Scalar>>();
@@ -53,7 +54,7 @@ class ChunkPass {
   }
 
   /// nll[t] = -log p(tokens[t + 1] | tokens up to t), for every token but the last.
-  void score(const Tree& tree, Scalar* cache, std::span<const Token> tokens, Index position,
+  void score(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens, Index position,
              std::span<Scalar> nll) {
     auto c = start(tokens);
     hidden(c, model_, tree, inputs(tokens), position, caches_, cache, false, saved_);
@@ -63,7 +64,7 @@ class ChunkPass {
   }
 
   /// Scores likewise, and puts d(sum of loss_weights[t] · nll[t]) into `gradients`.
-  void gradient(const Tree& tree, const Gradients& gradients, Scalar* cache,
+  void gradient(const Tree& tree, const Gradients& gradients, CacheScalar* cache,
                 std::span<const Token> tokens, Index position, std::span<const Scalar> loss_weights,
                 std::span<Scalar> nll) {
     auto c = start(tokens);
@@ -76,7 +77,7 @@ class ChunkPass {
   }
 
   /// Logits of the token after the last.
-  void logits(const Tree& tree, Scalar* cache, std::span<const Token> tokens, Index position,
+  void logits(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens, Index position,
               std::span<Scalar> logits) {
     auto c = start(tokens);
     const std::span<const Token> all(tokens_.data(), tokens.size());
@@ -100,7 +101,7 @@ class ChunkPass {
   template <class B2>
   static Positions<Scalar> hidden(Context<B2>& c, const Model& model, const Tree& tree,
                                   std::span<const Token> tokens, Index position,
-                                  const Caches& caches, Scalar* cache, bool keep, Saved& saved) {
+                                  const Caches& caches, CacheScalar* cache, bool keep, Saved& saved) {
     const Index rows = static_cast<Index>(tokens.size());
     View<Scalar> h = ops::embedding(c, tree.embedding, tokens.data(), rows);
     const auto at = model.positions(c, position, rows);
@@ -115,7 +116,7 @@ class ChunkPass {
   template <class B2>
   static void backward(Context<B2>& c, const Model& model, const Tree& tree, const Saved& saved,
                        const Positions<Scalar>& at, const Scalar* loss_weights, Scalar* nll,
-                       const Gradients& gradients, const Caches& caches, Scalar* cache,
+                       const Gradients& gradients, const Caches& caches, CacheScalar* cache,
                        const Token* targets) {
     const auto dy = ops::cross_entropy(c, saved.upper.output.y, model.head(tree), targets,
                                        loss_weights, nll, true);

@@ -26,6 +26,7 @@ class Reader {
   using Model = typename WeightsType::Model;
   using B = typename WeightsType::BackendType;
   using Scalar = typename B::Scalar;
+  using CacheScalar = typename B::CacheScalar;
   using State = SessionState<B>;
   using Plan = SessionPlan<WeightsType, LearnerType>;
 
@@ -55,8 +56,8 @@ class Reader {
   State fresh() const {
     State state;
     state.cache_size = plan_.caches.size();
-    state.cache = weights_.backend().template allocate<Scalar>(state.cache_size);
-    weights_.backend().fill(Scalar(0), state.cache.data(), state.cache_size);
+    state.cache = weights_.backend().template allocate<CacheScalar>(state.cache_size);
+    weights_.backend().fill(CacheScalar{}, state.cache.data(), state.cache_size);
     state.random = Random{options_.seed};
     reserve(state);
     return state;
@@ -229,10 +230,10 @@ class Reader {
   /// Clears the keys and values of the unfinished chunk, where a failure may have left numbers that
   /// are not finite: nobody would look at them again, but a saved state must not hold any.
   void forget_keys() {
-    const CacheShape<Scalar>& caches = plan_.caches;
+    const auto& caches = plan_.caches;
     const Index first = state_.boundary() % caches.slots;
     for (Index row = 0; row < 2 * caches.blocks * caches.heads; ++row) {
-      weights_.backend().fill(Scalar(0),
+      weights_.backend().fill(CacheScalar{},
                               state_.cache.data() + (row * caches.slots + first) * caches.head_dim,
                               learner_.chunk * caches.head_dim);
     }

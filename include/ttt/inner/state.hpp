@@ -29,6 +29,7 @@ struct Counters {
 template <class B>
 struct SessionState {
   using Scalar = typename B::Scalar;
+  using CacheScalar = typename B::CacheScalar;
   template <class T>
   using Buffer = typename B::template Buffer<T>;
 
@@ -39,7 +40,7 @@ struct SessionState {
   std::vector<Token> pending;       // tokens since the last boundary: at most a chunk of inputs
   std::vector<std::uint8_t> marks;  // one for each of them
   Index cache_size = 0;
-  Buffer<Scalar> cache;
+  Buffer<CacheScalar> cache;
   Index learned_size = 0;  // 0: nothing learned yet, the weights are the model's own
   Buffer<Scalar> learned;  // the weights that learn, then the optimizer's slots
   Random random;
@@ -55,7 +56,7 @@ struct SessionState {
   /// A copy with memory of its own. Throws Error when memory runs out.
   SessionState clone(const B& backend) const {
     SessionState copy;
-    copy.cache = backend.template allocate<Scalar>(cache_size);
+    copy.cache = backend.template allocate<CacheScalar>(cache_size);
     if (learned_size > 0) copy.learned = backend.template allocate<Scalar>(learned_size);
     copy.counters = counters;
     copy.pending = pending;

@@ -91,9 +91,9 @@ class Attention {
     return {{width_, q}, {width_, k}, {width_, k}, {q, width_}, {1, head_dim_}, {1, head_dim_}};
   }
 
-  template <class C, class Tensor, class Leaf, class Scalar>
+  template <class C, class Tensor, class Leaf, class Scalar, class CacheScalar>
   Tensor forward(C& c, const Parameters<Leaf>& p, Tensor x, Saved<Tensor>& saved,
-                 const Positions<Scalar>& at, const ops::KeyValues<Scalar>& cache) const {
+                 const Positions<Scalar>& at, const ops::KeyValues<Scalar, CacheScalar>& cache) const {
     saved.x = x;
     saved.q = ops::linear(c, x, p.wq);
     saved.k = ops::linear(c, x, p.wk);
@@ -107,10 +107,10 @@ class Attention {
     return ops::linear(c, saved.attended.o, p.wo);
   }
 
-  template <class C, class Tensor, class Leaf, class Gradient, class Scalar>
+  template <class C, class Tensor, class Leaf, class Gradient, class Scalar, class CacheScalar>
   void backward(C& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dy, Tensor dx,
                 const Parameters<Gradient>& d, const Positions<Scalar>& at,
-                const ops::KeyValues<Scalar>& cache) const {
+                const ops::KeyValues<Scalar, CacheScalar>& cache) const {
     const Tensor dout = c.adjoint(saved.attended.o);
     ops::linear_backward(c, saved.attended.o, p.wo, dy, d.wo, dout);
     const auto inner = ops::attention_backward(c, saved.rotated_q.y, saved.rotated_k.y, saved.v,

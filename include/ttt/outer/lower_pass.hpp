@@ -17,6 +17,7 @@ namespace detail {
 template <class Model, class B>
 class LowerPass {
   using Scalar = typename B::Scalar;
+  using CacheScalar = typename B::CacheScalar;
   using Tensor = View<Scalar>;
 
  public:
@@ -26,14 +27,15 @@ class LowerPass {
   /// Throws Error when memory runs out. Keeps references to the model and the backend.
   LowerPass(const Model& model, const B& backend, Index length, bool recompute)
       : caches_(cache_shape(model, length, recompute)),
-        cache_(backend.template allocate<Scalar>(caches_.size())),
+        cache_(backend.template allocate<CacheScalar>(caches_.size())),
         workspace_(backend, scratch(model, backend, length, recompute)),
         sweep_(model, {backend, workspace_, Write::Add}, caches_, cache_.data(), recompute),
         length_(length) {}
 
   /// Scalars that a pass takes.
   static Index size(const Model& model, const B& backend, Index length, bool recompute) {
-    return cache_shape(model, length, recompute).size() +
+    const Index cached = cache_shape(model, length, recompute).size();
+    return scalars_of<Scalar, CacheScalar>(cached) +
            scratch(model, backend, length, recompute);
   }
 
@@ -53,15 +55,15 @@ class LowerPass {
   struct Sweep {
     const Model& model;
     Context<B2> c;
-    CacheShape<Scalar> caches;
-    Scalar* cache;
+    CacheShape<Scalar, CacheScalar> caches;
+    CacheScalar* cache;
     bool recompute;
     typename Model::template LowerSaved<Tensor> saved;
     std::vector<Tensor> inputs;
     Positions<Scalar> at;
     Tensor dh;
 
-    Sweep(const Model& model_, Context<B2> c_, const CacheShape<Scalar>& caches_, Scalar* cache_,
+    Sweep(const Model& model_, Context<B2> c_, const CacheShape<Scalar, CacheScalar>& caches_, CacheScalar* cache_,
           bool recompute_)
         : model(model_),
           c(c_),
@@ -71,7 +73,7 @@ class LowerPass {
           saved(model.template lower_saved<Tensor>()),
           inputs(static_cast<std::size_t>(model.lower_blocks())) {}
 
-    ops::KeyValues<Scalar> memory(Index i) const { return caches.at(cache, recompute ? 0 : i); }
+    ops::KeyValues<Scalar, CacheScalar> memory(Index i) const { return caches.at(cache, recompute ? 0 : i); }
 
     Tensor forward(const Tree& p, const Token* tokens, Index rows) {
       c.workspace.release(0);
@@ -104,7 +106,7 @@ class LowerPass {
     }
   };
 
-  static CacheShape<Scalar> cache_shape(const Model& model, Index length, bool recompute) {
+  static CacheShape<Scalar, CacheScalar> cache_shape(const Model& model, Index length, bool recompute) {
     const Config& config = model.config();
     const Index blocks =
         recompute ? std::min<Index>(1, model.lower_blocks()) : model.lower_blocks();
@@ -114,8 +116,8 @@ class LowerPass {
   static Index scratch(const Model& model, const B& backend, Index length, bool recompute) {
     const DryRun<B> dry(backend);
     Workspace<DryRun<B>> workspace(dry, most_elements);
-    const CacheShape<Scalar> caches = cache_shape(model, length, recompute);
-    auto cache = dry.template allocate<Scalar>(caches.size());
+    const CacheShape<Scalar, CacheScalar> caches = cache_shape(model, length, recompute);
+    auto cache = dry.template allocate<CacheScalar>(caches.size());
     Sweep<DryRun<B>> sweep(model, {dry, workspace, Write::Add}, caches, cache.data(), recompute);
     const Tree tree = model.template shaped_tree<Weight<Scalar>>();
     const Gradients none = model.template tree<Tensor>();
@@ -124,8 +126,8 @@ class LowerPass {
     return workspace.peak();
   }
 
-  CacheShape<Scalar> caches_;
-  typename B::template Buffer<Scalar> cache_;
+  CacheShape<Scalar, CacheScalar> caches_;
+  typename B::template Buffer<CacheScalar> cache_;
   Workspace<B> workspace_;
   Sweep<B> sweep_;
   Index length_;

@@ -13,6 +13,7 @@
 #include <ttt/backend/concepts.hpp>
 #include <ttt/backend/cuda/device.hpp>
 #include <ttt/backend/cuda/launch.hpp>
+#include <ttt/backend/cuda/tensor_cores.hpp>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda {
@@ -21,7 +22,7 @@ namespace cuda {
 /// scalar.
 enum class Products : std::uint8_t {
   Exact,     // in the scalar: the results of the other backends, to rounding
-  Bfloat16,  // operands rounded to bfloat16, sums in float, on tensor cores: fast
+  Bfloat16,  // operands, keys and values rounded to bfloat16, sums in float, on tensor cores: fast
 };
 
 /// Computes on a GPU in float or double.
@@ -36,20 +37,27 @@ class Backend {
   using Launch = detail::Launch<S>;
   using In = View<const S>;
   using Out = View<S>;
-  using CacheIn = Cache<const S>;
+  static constexpr bool fast = products == Products::Bfloat16;
 
  public:
   using Scalar = S;
+  using CacheScalar = std::conditional_t<fast, bfloat16, S>;
+
+ private:
+  using CacheIn = Cache<const CacheScalar>;
+  using Keys = detail::KeysAndValues<S, CacheScalar>;
+
+ public:
   static constexpr Index most_head_dim = detail::most_head_dim;
 
   /// The GPU of that number, with a stream of its own. Throws cuda::Error when there is none, or
   /// when the program was built for other architectures.
-  explicit Backend(int device = 0) : device_(std::make_shared<const detail::Device>(device)) {}
+  explicit Backend(int device = 0) : Backend(std::make_shared<const detail::Device>(device)) {}
 
   /// A stream of the caller's on that GPU, which must outlive the backend and its memory; null is
   /// CUDA's default stream.
   Backend(int device, cudaStream_t stream)
-      : device_(std::make_shared<const detail::Device>(device, stream)) {}
+      : Backend(std::make_shared<const detail::Device>(device, stream)) {}
 
   cudaStream_t stream() const { return device_->stream(); }
 
@@ -96,11 +104,16 @@ class Backend {
   }
   void widen(Weight<S> w, Out out) const { Launch::widen(stream(), w, out); }
   void fill(S value, S* to, Index size) const { Launch::fill(stream(), value, to, size); }
+  void fill(bfloat16 value, bfloat16* to, Index size) const requires(fast) {
+    Launch::fill(stream(), value, to, size);
+  }
 
   // ---- products ---------------------------------------------------------------------------------
 
-  void matmul(In x, Weight<S> w, Out y, Write write) const { product(x, false, w, y, write); }
-  void matmul_gradient(In x, In dy, Out dw, Write write) const { product(x, true, dy, dw, write); }
+  void matmul(In x, Weight<S> w, Out y, Write write) const { product(x, w, y, write); }
+  void matmul_gradient(In x, In dy, Out dw, Write write) const {
+    product(Weight<S>(x).transpose(), dy, dw, write);
+  }
 
   // ---- rows -------------------------------------------------------------------------------------
 
@@ -169,51 +182,58 @@ class Backend {
 
   // ---- attention --------------------------------------------------------------------------------
 
-  void store(In rows, Cache<S> cache, Index position) const {
+  void store(In rows, Cache<CacheScalar> cache, Index position) const {
     Launch::store(stream(), rows, cache, position);
   }
   void attention(In q, CacheIn keys, CacheIn values, AttentionShape shape, Out o, Out lse) const {
-    if constexpr (products == Products::Bfloat16) {
+    if constexpr (fast) {
+      if (q.rows <= detail::TensorCores::few_rows &&
+          tensor_cores_->with_scratch(
+              Launch::attention_decode_scratch(shape, q.rows), [&](void* memory) {
+                return Launch::attention_decode(stream(), q, keys, values, shape, o, lse, memory);
+              })) {
+        return;
+      }
       if (Launch::attention_bfloat16(stream(), q, keys, values, shape, o, lse)) return;
     }
-    Launch::attention(stream(), false, {q, {}}, {keys, values, {}, {}}, shape, o, lse);
+    Launch::attention(stream(), false, {q, {}}, Keys{keys, values, {}, {}}, shape, o, lse);
   }
   void attention_backward(In q, CacheIn keys, CacheIn values, AttentionShape shape, In o, In lse,
                           In dout, Out dq, Out dkeys, Out dvalues, Index first) const {
-    if constexpr (products == Products::Bfloat16) {
+    if constexpr (fast) {
       if (Launch::attention_backward_bfloat16(stream(), q, keys, values, shape, o, lse, dout, dq,
                                               dkeys, dvalues, first)) {
         return;
       }
     }
-    Launch::attention_backward(stream(), false, {q, {}}, {keys, values, {}, {}}, shape, {o, {}},
+    Launch::attention_backward(stream(), false, {q, {}}, Keys{keys, values, {}, {}}, shape, {o, {}},
                                {lse, {}}, {dout, {}}, dq, dkeys, dvalues, first);
   }
   void attention_tangent(In q, In tq, CacheIn keys, CacheIn values, In tkeys, In tvalues,
                          AttentionShape shape, In, In, Out to, Out tlse) const {
-    Launch::attention(stream(), true, {q, tq}, {keys, values, tkeys, tvalues}, shape, to, tlse);
+    Launch::attention(stream(), true, {q, tq}, Keys{keys, values, tkeys, tvalues}, shape, to, tlse);
   }
   void attention_backward_tangent(In q, In tq, CacheIn keys, CacheIn values, In tkeys, In tvalues,
                                   AttentionShape shape, In o, In to, In lse, In tlse, In dout,
                                   In tdout, Out tdq, Out tdkeys, Out tdvalues, Index first) const {
-    Launch::attention_backward(stream(), true, {q, tq}, {keys, values, tkeys, tvalues}, shape,
+    Launch::attention_backward(stream(), true, {q, tq}, Keys{keys, values, tkeys, tvalues}, shape,
                                {o, to}, {lse, tlse}, {dout, tdout}, tdq, tdkeys, tdvalues, first);
   }
 
   // ---- the loss ---------------------------------------------------------------------------------
 
   Index cross_entropy_scratch(Index rows, Index vocabulary) const {
-    return loss_rows(rows, vocabulary) * vocabulary;
+    return Logits::size(loss_rows(rows, vocabulary), vocabulary);
   }
   void cross_entropy(In h, Weight<S> head, const Token* targets, const S* weights, S* nll, Out dh,
                      S* scratch) const {
     for_loss_rows(h.rows, head.cols, [&](Index first, Index rows) {
-      const Out logits(scratch, rows, head.cols);
-      matmul(h.rows_at(first, rows), head, logits, Write::Replace);
-      Launch::softmax_loss(stream(), false, logits, {}, targets + first,
-                           dh.empty() ? nullptr : weights + first, 0, nll + first, !dh.empty());
+      const Logits z(scratch, rows, head.cols);
+      matmul(h.rows_at(first, rows), head, z.value, Write::Replace);
+      softmax_loss(z, {}, targets + first, dh.empty() ? nullptr : weights + first, 0, nll + first,
+                   !dh.empty());
       if (dh.empty()) return;
-      matmul(logits, head.transpose(), dh.rows_at(first, rows), Write::Replace);
+      product(z.gradient(), head.transpose(), dh.rows_at(first, rows), Write::Replace);
     });
   }
   Index cross_entropy_tangent_scratch(Index rows, Index vocabulary) const {
@@ -222,27 +242,29 @@ class Backend {
   void cross_entropy_tangent(In h, In th, Weight<S> head, const Token* targets, const S* weights,
                              double seed, Out tdh, Out tdhead, S* scratch) const {
     for_loss_rows(h.rows, head.cols, [&](Index first, Index rows) {
-      const Out z(scratch, rows, head.cols), tz(scratch + rows * head.cols, rows, head.cols);
+      const Logits z(scratch, rows, head.cols);
+      const Logits tz(scratch + Logits::size(rows, head.cols), rows, head.cols);
       const In x = h.rows_at(first, rows), tx = th.empty() ? th : th.rows_at(first, rows);
-      matmul(x, head, z, Write::Replace);
+      matmul(x, head, z.value, Write::Replace);
       if (tx.empty()) {
-        fill(S(0), tz.data, tz.shape().size());
+        fill(S(0), tz.value.data, tz.value.shape().size());
       } else {
-        matmul(tx, head, tz, Write::Replace);
+        matmul(tx, head, tz.value, Write::Replace);
       }
-      Launch::softmax_loss(stream(), true, z, tz, targets + first, weights + first, seed, nullptr,
-                           true);
-      if (!tdh.empty()) matmul(tz, head.transpose(), tdh.rows_at(first, rows), Write::Replace);
+      softmax_loss(z, tz, targets + first, weights + first, seed, nullptr, true);
+      if (!tdh.empty()) {
+        product(tz.gradient(), head.transpose(), tdh.rows_at(first, rows), Write::Replace);
+      }
       if (tdhead.empty()) return;
-      const auto both = [&](In hidden, In logits) {  // in the layout of the head
+      const auto both = [&](In hidden, Weight<S> dlogits) {  // in the layout of the head
         if (head.transposed) {
-          matmul_gradient(logits, hidden, tdhead, Write::Add);
+          product(dlogits.transpose(), hidden, tdhead, Write::Add);
         } else {
-          matmul_gradient(hidden, logits, tdhead, Write::Add);
+          product(Weight<S>(hidden).transpose(), dlogits, tdhead, Write::Add);
         }
       };
-      both(x, tz);
-      if (!tx.empty()) both(tx, z);
+      both(x, tz.gradient());
+      if (!tx.empty()) both(tx, z.gradient());
     });
   }
 
@@ -264,13 +286,59 @@ class Backend {
   }
 
  private:
-  void product(In a, bool a_transposed, Weight<S> b, Out c, Write write) const {
-    if constexpr (products == Products::Bfloat16) {
-      Launch::matmul_bfloat16(stream(), a, a_transposed, b, c, write);
+  explicit Backend(std::shared_ptr<const detail::Device> device) : device_(std::move(device)) {
+    if constexpr (fast) tensor_cores_ = std::make_shared<detail::TensorCores>(device_);
+  }
+
+  /// c (+)= a · b; under Bfloat16 either may be in that already.
+  void product(Weight<S> a, Weight<S> b, Out c, Write write) const {
+    if constexpr (fast) {
+      tensor_cores_->multiply(a, b, c, write);
     } else {
-      Launch::matmul(stream(), a, a_transposed, b, c, write);
+      Launch::matmul(stream(), a.template stored<S>(), a.transposed, b, c, write);
     }
   }
+
+  /// Logits of some rows and, over them or in bfloat16 beside them, their gradient.
+  struct Logits {
+    using Gradient = std::conditional_t<fast, bfloat16, S>;
+
+    Out value;
+    View<Gradient> narrow;
+
+    Logits() = default;
+    Logits(S* memory, Index rows, Index words) : value(memory, rows, words) {
+      if constexpr (fast) {
+        narrow = {reinterpret_cast<bfloat16*>(memory + in_eights(rows * words)), rows, words,
+                  in_eights(words)};
+      }
+    }
+    Weight<S> gradient() const {
+      if constexpr (fast) {
+        return View<const bfloat16>(narrow);
+      } else {
+        return value;
+      }
+    }
+    /// Scalars they take.
+    static Index size(Index rows, Index words) {
+      return in_eights(rows * words) + (fast ? in_eights(rows * in_eights(words) / 2) : 0);
+    }
+
+   private:
+    static Index in_eights(Index count) { return (count + 7) / 8 * 8; }
+  };
+  void softmax_loss(const Logits& z, const Logits& tz, const Token* targets, const S* weights,
+                    double seed, S* nll, bool want_gradient) const {
+    if constexpr (fast) {
+      Launch::softmax_loss_bfloat16(stream(), z.value, tz.value, targets, weights, seed, nll,
+                                    want_gradient ? z.narrow : View<bfloat16>(), tz.narrow);
+    } else {
+      Launch::softmax_loss(stream(), !tz.value.empty(), z.value, tz.value, targets, weights, seed,
+                           nll, want_gradient);
+    }
+  }
+
   template <class T>
   static std::size_t bytes(Index size) {
     return static_cast<std::size_t>(size) * sizeof(T);
@@ -283,7 +351,7 @@ class Backend {
 
   /// Rows whose logits exist at a time: as many as make large products, in bounded memory.
   static Index loss_rows(Index rows, Index vocabulary) {
-    constexpr Index most = Index{1} << 25;
+    constexpr Index most = Index{1} << (fast ? 27 : 25);
     return std::min(rows, std::max<Index>(16, most / vocabulary));
   }
   template <class F>
@@ -293,6 +361,7 @@ class Backend {
   }
 
   std::shared_ptr<const detail::Device> device_;
+  std::shared_ptr<detail::TensorCores> tensor_cores_;  // under Bfloat16
 };
 
 }  // namespace cuda

@@ -28,6 +28,7 @@ template <class S = float>
 class Backend : public HostMemory {
  public:
   using Scalar = S;
+  using CacheScalar = S;
   static constexpr Index most_head_dim = detail::most_head_dim;
 
   /// threads: how many compute, the caller included; 0 means every processor of this process.

@@ -18,6 +18,7 @@ template <class S = double>
 class Backend : public HostMemory, public Tangents<S> {
  public:
   using Scalar = S;
+  using CacheScalar = S;
   static constexpr Index most_head_dim = Index{1} << 20;
 
   /// Independent pieces of work that can go on at a time.

@@ -92,6 +92,14 @@ __device__ inline double element(const double* at) {
   return *at;
 }
 
+template <class S>
+__device__ void set(S& place, S x) {
+  place = x;
+}
+__device__ inline void set(bfloat16& place, float x) {
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(place.bits) : "f"(x));
+}
+
 /// Element (i, j) of a weight, in any of its forms.
 template <class S>
 __device__ S load(const Weight<S>& w, Index i, Index j) {
