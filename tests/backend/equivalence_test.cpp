@@ -531,6 +531,29 @@ TEST_CASE_TEMPLATE("swiglu hides nothing", S, float, double) {
   }
 }
 
+TEST_CASE_TEMPLATE("log_sum_exp", S, float, double) {
+  Random random{18};
+  const auto run = [](const Matrix<S>& logits) {
+    return [&logits](const auto& b) {
+      using T = ScalarOf<std::decay_t<decltype(b)>>;
+      auto out = Matrix<T>::output(logits.view().rows, 1, 2);
+      b.log_sum_exp(logits.template as<T>().view(), out.view());
+      return results(std::move(out));
+    };
+  };
+  for (Index words : {1, 3, 61, 256, 5000}) {
+    for (double scale : {1.0, 20.0}) {
+      CAPTURE(words);
+      auto logits = Matrix<S>::input(random, 3, words, 3, scale);
+      check_equivalent<S>(run(logits));
+      for (double bad : bad_numbers) {
+        logits(1, words / 2) = static_cast<S>(bad);
+        check_not_hidden<S>(run(logits));
+      }
+    }
+  }
+}
+
 TEST_CASE_TEMPLATE("cross_entropy hides nothing", S, float, double) {
   Random random{17};
   for (double bad : bad_numbers) {

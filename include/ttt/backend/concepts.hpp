@@ -139,6 +139,7 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   b.cross_entropy(in, weight, tokens, flat, flat_out, out, flat_out);
   { b.cross_entropy_tangent_scratch(n, n) } -> std::convertible_to<Index>;
   b.cross_entropy_tangent(in, in, weight, tokens, flat, x, out, out, flat_out);
+  b.log_sum_exp(in, out);
   // Flat vectors.
   { b.dot(flat, flat, n) } -> std::convertible_to<double>;
   b.axpby(x, flat, x, flat_out, n);

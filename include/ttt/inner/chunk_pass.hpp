@@ -76,16 +76,21 @@ class ChunkPass {
     backend_.to_host(nll_.data(), nll.data(), static_cast<Index>(nll.size()));
   }
 
-  /// Logits of the token after the last.
-  void logits(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens, Index position,
-              std::span<Scalar> logits) {
+  /// Logits of the token after the last; returns the log of the sum of their exponentials, which
+  /// is a finite number if and only if every one is.
+  Scalar logits(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens, Index position,
+                std::span<Scalar> logits) {
     auto c = start(tokens);
     const std::span<const Token> all(tokens_.data(), tokens.size());
     hidden(c, model_, tree, all, position, caches_, cache, false, saved_);
     const auto y = saved_.upper.output.y;
     const auto out = c.make(1, model_.config().vocabulary);
     c.backend.matmul(y.rows_at(y.rows - 1, 1), model_.head(tree), out, Write::Replace);
+    c.backend.log_sum_exp(out, View<Scalar>(nll_.data(), 1, 1));
     backend_.to_host(out.data, logits.data(), out.cols);
+    Scalar sum = 0;
+    backend_.to_host(nll_.data(), &sum, 1);
+    return sum;
   }
 
  private:
@@ -101,7 +106,8 @@ class ChunkPass {
   template <class B2>
   static Positions<Scalar> hidden(Context<B2>& c, const Model& model, const Tree& tree,
                                   std::span<const Token> tokens, Index position,
-                                  const Caches& caches, CacheScalar* cache, bool keep, Saved& saved) {
+                                  const Caches& caches, CacheScalar* cache, bool keep,
+                                  Saved& saved) {
     const Index rows = static_cast<Index>(tokens.size());
     View<Scalar> h = ops::embedding(c, tree.embedding, tokens.data(), rows);
     const auto at = model.positions(c, position, rows);

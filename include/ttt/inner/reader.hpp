@@ -132,11 +132,11 @@ class Reader {
     if (state_.evaluated < pending) {
       const Index first = state_.evaluated;
       state_.logits.resize(static_cast<std::size_t>(weights_.config().vocabulary));
-      pass_.logits(fast_.tree(), state_.cache.data(),
-                   std::span(state_.pending).subspan(static_cast<std::size_t>(first)),
-                   state_.boundary() + first, state_.logits);
-      for (const Scalar logit : state_.logits) {
-        if (std::isfinite(logit)) continue;
+      state_.log_sum =
+          pass_.logits(fast_.tree(), state_.cache.data(),
+                       std::span(state_.pending).subspan(static_cast<std::size_t>(first)),
+                       state_.boundary() + first, state_.logits);
+      if (!std::isfinite(state_.log_sum)) {
         forget_keys();
         fail<NonFiniteError>("logits: one is not finite");
       }
@@ -189,7 +189,8 @@ class Reader {
     Index first = state_.evaluated;
     const Index targets_end = pending + taken;  // in block_
     if (first == pending) {
-      out[0] = from_logits(state_.logits, block_[static_cast<std::size_t>(pending)]);
+      const auto target = static_cast<std::size_t>(block_[static_cast<std::size_t>(pending)]);
+      out[0] = state_.log_sum - state_.logits[target];
     }
     if (first < targets_end - 1) {
       const std::span<const Token> tokens(block_.data() + first,
@@ -207,14 +208,6 @@ class Reader {
     state_.marks.assign(marks_.begin(), marks_.end());
     state_.evaluated = targets_end - 1;
     state_.logits.clear();
-  }
-
-  static Scalar from_logits(std::span<const Scalar> logits, Token token) {
-    const Scalar most = *std::ranges::max_element(logits);
-    double sum = 0;
-    for (const Scalar logit : logits) sum += std::exp(static_cast<double>(logit - most));
-    return static_cast<Scalar>(std::log(sum) + static_cast<double>(most) -
-                               static_cast<double>(logits[static_cast<std::size_t>(token)]));
   }
 
   void check_finite(std::span<const Scalar> nll, Index position) {

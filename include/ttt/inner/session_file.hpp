@@ -227,7 +227,8 @@ class StateReader {
     std::vector<T> values(info.size());
     file_->template copy_to<T>(info, values);
     for (const T value : values) {
-      if (!std::isfinite(static_cast<Scalar>(value))) reject(std::string(name) + " holds a number that is not finite");
+      if (!std::isfinite(static_cast<Scalar>(value)))
+        reject(std::string(name) + " holds a number that is not finite");
     }
     auto buffer = backend_.template allocate<T>(static_cast<Index>(values.size()));
     backend_.to_device(values.data(), buffer.data(), static_cast<Index>(values.size()));

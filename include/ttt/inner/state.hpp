@@ -46,9 +46,11 @@ struct SessionState {
   Random random;
 
   // Pending inputs whose keys and values are in the cache already, and the logits behind the last
-  // one if all are. Only a saving of work: forgetting them changes nothing.
+  // one if all are, with the log of the sum of their exponentials. Only a saving of work:
+  // forgetting them changes nothing.
   Index evaluated = 0;
   std::vector<Scalar> logits;
+  Scalar log_sum = 0;
 
   /// The position of the first pending token: a multiple of the chunk.
   Index boundary() const { return counters.tokens - static_cast<Index>(pending.size()); }
@@ -64,6 +66,7 @@ struct SessionState {
     copy.random = random;
     copy.evaluated = evaluated;
     copy.logits = logits;
+    copy.log_sum = log_sum;
     copy.cache_size = cache_size;
     copy.learned_size = learned_size;
     backend.copy(cache.data(), copy.cache.data(), cache_size);

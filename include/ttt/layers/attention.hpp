@@ -93,7 +93,8 @@ class Attention {
 
   template <class C, class Tensor, class Leaf, class Scalar, class CacheScalar>
   Tensor forward(C& c, const Parameters<Leaf>& p, Tensor x, Saved<Tensor>& saved,
-                 const Positions<Scalar>& at, const ops::KeyValues<Scalar, CacheScalar>& cache) const {
+                 const Positions<Scalar>& at,
+                 const ops::KeyValues<Scalar, CacheScalar>& cache) const {
     saved.x = x;
     saved.q = ops::linear(c, x, p.wq);
     saved.k = ops::linear(c, x, p.wk);

@@ -33,8 +33,7 @@ template <class B>
 Attended<View<typename B::Scalar>> attention(Context<B>& c, View<const typename B::Scalar> q,
                                              View<const typename B::Scalar> k,
                                              View<const typename B::Scalar> v,
-                                             const KeyValuesOf<B>& cache,
-                                             AttentionShape shape) {
+                                             const KeyValuesOf<B>& cache, AttentionShape shape) {
   c.backend.store(k, cache.keys, shape.position);
   c.backend.store(v, cache.values, shape.position);
   const Attended<View<typename B::Scalar>> out{c.make(q.rows, q.cols), c.make(shape.heads, q.rows)};
@@ -70,9 +69,8 @@ struct AttentionGradient {
 template <class B>
 AttentionGradient<View<typename B::Scalar>> attention_backward(
     Context<B>& c, View<const typename B::Scalar> q, View<const typename B::Scalar> k,
-    View<const typename B::Scalar> v, const KeyValuesOf<B>& cache,
-    AttentionShape shape, const Attended<View<typename B::Scalar>>& out,
-    View<const typename B::Scalar> dout) {
+    View<const typename B::Scalar> v, const KeyValuesOf<B>& cache, AttentionShape shape,
+    const Attended<View<typename B::Scalar>>& out, View<const typename B::Scalar> dout) {
   const AttentionGradient<View<typename B::Scalar>> d{
       c.make(q.rows, q.cols), c.make(k.rows, k.cols), c.make(v.rows, v.cols)};
   c.backend.fill(typename B::Scalar(0), d.k.data, d.k.shape().size());

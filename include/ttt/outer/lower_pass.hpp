@@ -35,8 +35,7 @@ class LowerPass {
   /// Scalars that a pass takes.
   static Index size(const Model& model, const B& backend, Index length, bool recompute) {
     const Index cached = cache_shape(model, length, recompute).size();
-    return scalars_of<Scalar, CacheScalar>(cached) +
-           scratch(model, backend, length, recompute);
+    return scalars_of<Scalar, CacheScalar>(cached) + scratch(model, backend, length, recompute);
   }
 
   /// Tokens in the backend's memory to (length, width), which stay until the next forward.
@@ -63,8 +62,8 @@ class LowerPass {
     Positions<Scalar> at;
     Tensor dh;
 
-    Sweep(const Model& model_, Context<B2> c_, const CacheShape<Scalar, CacheScalar>& caches_, CacheScalar* cache_,
-          bool recompute_)
+    Sweep(const Model& model_, Context<B2> c_, const CacheShape<Scalar, CacheScalar>& caches_,
+          CacheScalar* cache_, bool recompute_)
         : model(model_),
           c(c_),
           caches(caches_),
@@ -73,7 +72,9 @@ class LowerPass {
           saved(model.template lower_saved<Tensor>()),
           inputs(static_cast<std::size_t>(model.lower_blocks())) {}
 
-    ops::KeyValues<Scalar, CacheScalar> memory(Index i) const { return caches.at(cache, recompute ? 0 : i); }
+    ops::KeyValues<Scalar, CacheScalar> memory(Index i) const {
+      return caches.at(cache, recompute ? 0 : i);
+    }
 
     Tensor forward(const Tree& p, const Token* tokens, Index rows) {
       c.workspace.release(0);
@@ -106,7 +107,8 @@ class LowerPass {
     }
   };
 
-  static CacheShape<Scalar, CacheScalar> cache_shape(const Model& model, Index length, bool recompute) {
+  static CacheShape<Scalar, CacheScalar> cache_shape(const Model& model, Index length,
+                                                     bool recompute) {
     const Config& config = model.config();
     const Index blocks =
         recompute ? std::min<Index>(1, model.lower_blocks()) : model.lower_blocks();

@@ -85,8 +85,8 @@ class SequencePass {
     /// Scalars of all that a pass takes.
     Index size() const {
       const Index kept_states = segments() + segment + 1;
-      return lower + scalars_of<Scalar, CacheScalar>(caches.size()) + caches.size() + length * 2 + segment * (record + learned) +
-             kept_states * state() + state() + learned + scratch;
+      return lower + scalars_of<Scalar, CacheScalar>(caches.size()) + caches.size() + length * 2 +
+             segment * (record + learned) + kept_states * state() + state() + learned + scratch;
     }
 
    private:

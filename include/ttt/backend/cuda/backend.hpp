@@ -52,14 +52,18 @@ class Backend {
 
   /// The GPU of that number, with a stream of its own. Throws cuda::Error when there is none, or
   /// when the program was built for other architectures.
-  explicit Backend(int device = 0) : Backend(std::make_shared<const detail::Device>(device)) {}
+  explicit Backend(int device = 0)
+      : Backend(std::make_shared<const detail::Device>(device), true) {}
 
   /// A stream of the caller's on that GPU, which must outlive the backend and its memory; null is
   /// CUDA's default stream.
   Backend(int device, cudaStream_t stream)
-      : Backend(std::make_shared<const detail::Device>(device, stream)) {}
+      : Backend(std::make_shared<const detail::Device>(device, stream), false) {}
 
-  cudaStream_t stream() const { return device_->stream(); }
+  cudaStream_t stream() const {
+    if constexpr (fast) tensor_cores_->never_remember();
+    return device_->stream();
+  }
 
   /// Waits until everything put on the stream is done. Throws cuda::Error when something failed.
   void synchronize() const { device_->synchronize(); }
@@ -87,14 +91,14 @@ class Backend {
   template <class T>
   void to_device(const T* host, T* to, Index size) const {
     move(host, to, size, cudaMemcpyHostToDevice);
-    detail::check(cudaStreamSynchronize(stream()), "a kernel failed");
+    detail::check(cudaStreamSynchronize(next()), "a kernel failed");
   }
   /// Copies `size` elements to the host, and waits for them. Throws cuda::Error when something on
   /// the stream failed.
   template <class T>
   void to_host(const T* from, T* host, Index size) const {
     if (size == 0) return;
-    detail::check(cudaMemcpyAsync(host, from, bytes<T>(size), cudaMemcpyDeviceToHost, stream()),
+    detail::check(cudaMemcpyAsync(host, from, bytes<T>(size), cudaMemcpyDeviceToHost, next()),
                   "a copy to the host");
     synchronize();
   }
@@ -102,10 +106,10 @@ class Backend {
   void copy(const T* from, T* to, Index size) const {
     move(from, to, size, cudaMemcpyDeviceToDevice);
   }
-  void widen(Weight<S> w, Out out) const { Launch::widen(stream(), w, out); }
-  void fill(S value, S* to, Index size) const { Launch::fill(stream(), value, to, size); }
+  void widen(Weight<S> w, Out out) const { Launch::widen(next(), w, out); }
+  void fill(S value, S* to, Index size) const { Launch::fill(next(), value, to, size); }
   void fill(bfloat16 value, bfloat16* to, Index size) const requires(fast) {
-    Launch::fill(stream(), value, to, size);
+    Launch::fill(next(), value, to, size);
   }
 
   // ---- products ---------------------------------------------------------------------------------
@@ -118,105 +122,106 @@ class Backend {
   // ---- rows -------------------------------------------------------------------------------------
 
   void embed(Weight<S> table, const Token* tokens, Out out) const {
-    Launch::embed(stream(), table, tokens, out);
+    Launch::embed(next(), table, tokens, out);
   }
   void embed_backward(const Token* tokens, In dout, Out dtable) const {
-    Launch::embed_backward(stream(), tokens, dout, dtable);
+    Launch::embed_backward(next(), tokens, dout, dtable);
   }
   void rms_norm(In x, Norm<S> norm, Out y, Out inverse) const {
-    Launch::rms_norm(stream(), false, {x, {}}, norm, {}, y, inverse);
+    Launch::rms_norm(next(), false, {x, {}}, norm, {}, y, inverse);
   }
   void rms_norm_backward(In x, Norm<S> norm, In inverse, In dy, Out dx, Write write,
                          Out dscale) const {
-    Launch::rms_norm_backward(stream(), false, {x, {}}, norm, {inverse, {}}, {dy, {}}, dx, write,
+    Launch::rms_norm_backward(next(), false, {x, {}}, norm, {inverse, {}}, {dy, {}}, dx, write,
                               dscale);
   }
   void rms_norm_tangent(In x, In tx, Norm<S> norm, In, In th, Out ty, Out tinverse) const {
-    Launch::rms_norm(stream(), true, {x, tx}, norm, {{}, th}, ty, tinverse);
+    Launch::rms_norm(next(), true, {x, tx}, norm, {{}, th}, ty, tinverse);
   }
   void rms_norm_backward_tangent(In x, In tx, Norm<S> norm, In inverse, In tinverse, In dy, In tdy,
                                  Out tdx, Write write, Out tdscale) const {
-    Launch::rms_norm_backward(stream(), true, {x, tx}, norm, {inverse, tinverse}, {dy, tdy}, tdx,
+    Launch::rms_norm_backward(next(), true, {x, tx}, norm, {inverse, tinverse}, {dy, tdy}, tdx,
                               write, tdscale);
   }
-  void add(In a, In b, Out out) const { Launch::add(stream(), a, b, out); }
+  void add(In a, In b, Out out) const { Launch::add(next(), a, b, out); }
   void add_rms_norm(In h, In x, Norm<S> norm, Out out, Out inverse) const {
-    Launch::rms_norm(stream(), false, {x, {}}, norm, {h, {}}, out, inverse);
+    Launch::rms_norm(next(), false, {x, {}}, norm, {h, {}}, out, inverse);
   }
   void rope_angles(Index position, const double* frequencies, Out out) const {
     detail::Frequencies all = {};
     std::copy_n(frequencies, out.cols / 2, all.of);
-    Launch::rope_angles(stream(), position, all, out);
+    Launch::rope_angles(next(), position, all, out);
   }
   void head_norm_rope(In x, Norm<S> norm, In angles, RopeLayout layout, Out y, Out inverse) const {
-    Launch::head_norm_rope(stream(), false, {x, {}}, norm, angles, layout, y, inverse);
+    Launch::head_norm_rope(next(), false, {x, {}}, norm, angles, layout, y, inverse);
   }
   void head_norm_rope_backward(In x, Norm<S> norm, In inverse, In angles, RopeLayout layout, In dy,
                                Out dx, Out dscale) const {
-    Launch::head_norm_rope_backward(stream(), false, {x, {}}, norm, {inverse, {}}, angles, layout,
+    Launch::head_norm_rope_backward(next(), false, {x, {}}, norm, {inverse, {}}, angles, layout,
                                     {dy, {}}, dx, dscale);
   }
   void head_norm_rope_tangent(In x, In tx, Norm<S> norm, In, In angles, RopeLayout layout, Out ty,
                               Out tinverse) const {
-    Launch::head_norm_rope(stream(), true, {x, tx}, norm, angles, layout, ty, tinverse);
+    Launch::head_norm_rope(next(), true, {x, tx}, norm, angles, layout, ty, tinverse);
   }
   void head_norm_rope_backward_tangent(In x, In tx, Norm<S> norm, In inverse, In tinverse,
                                        In angles, RopeLayout layout, In dy, In tdy, Out tdx,
                                        Out tdscale) const {
-    Launch::head_norm_rope_backward(stream(), true, {x, tx}, norm, {inverse, tinverse}, angles,
+    Launch::head_norm_rope_backward(next(), true, {x, tx}, norm, {inverse, tinverse}, angles,
                                     layout, {dy, tdy}, tdx, tdscale);
   }
   void swiglu(In gate, In up, Out out) const {
-    Launch::swiglu(stream(), false, {gate, {}}, {up, {}}, out);
+    Launch::swiglu(next(), false, {gate, {}}, {up, {}}, out);
   }
   void swiglu_backward(In gate, In up, In dout, Out dgate, Out dup) const {
-    Launch::swiglu_backward(stream(), false, {gate, {}}, {up, {}}, {dout, {}}, dgate, dup);
+    Launch::swiglu_backward(next(), false, {gate, {}}, {up, {}}, {dout, {}}, dgate, dup);
   }
   void swiglu_tangent(In gate, In tgate, In up, In tup, Out tout) const {
-    Launch::swiglu(stream(), true, {gate, tgate}, {up, tup}, tout);
+    Launch::swiglu(next(), true, {gate, tgate}, {up, tup}, tout);
   }
   void swiglu_backward_tangent(In gate, In tgate, In up, In tup, In dout, In tdout, Out tdgate,
                                Out tdup) const {
-    Launch::swiglu_backward(stream(), true, {gate, tgate}, {up, tup}, {dout, tdout}, tdgate, tdup);
+    Launch::swiglu_backward(next(), true, {gate, tgate}, {up, tup}, {dout, tdout}, tdgate, tdup);
   }
 
   // ---- attention --------------------------------------------------------------------------------
 
   void store(In rows, Cache<CacheScalar> cache, Index position) const {
-    Launch::store(stream(), rows, cache, position);
+    Launch::store(next(), rows, cache, position);
   }
   void attention(In q, CacheIn keys, CacheIn values, AttentionShape shape, Out o, Out lse) const {
     if constexpr (fast) {
       if (q.rows <= detail::TensorCores::few_rows &&
           tensor_cores_->with_scratch(
               Launch::attention_decode_scratch(shape, q.rows), [&](void* memory) {
-                return Launch::attention_decode(stream(), q, keys, values, shape, o, lse, memory);
+                return Launch::attention_decode(device_->stream(), q, keys, values, shape, o, lse,
+                                                memory);
               })) {
         return;
       }
-      if (Launch::attention_bfloat16(stream(), q, keys, values, shape, o, lse)) return;
+      if (Launch::attention_bfloat16(next(), q, keys, values, shape, o, lse)) return;
     }
-    Launch::attention(stream(), false, {q, {}}, Keys{keys, values, {}, {}}, shape, o, lse);
+    Launch::attention(next(), false, {q, {}}, Keys{keys, values, {}, {}}, shape, o, lse);
   }
   void attention_backward(In q, CacheIn keys, CacheIn values, AttentionShape shape, In o, In lse,
                           In dout, Out dq, Out dkeys, Out dvalues, Index first) const {
     if constexpr (fast) {
-      if (Launch::attention_backward_bfloat16(stream(), q, keys, values, shape, o, lse, dout, dq,
+      if (Launch::attention_backward_bfloat16(next(), q, keys, values, shape, o, lse, dout, dq,
                                               dkeys, dvalues, first)) {
         return;
       }
     }
-    Launch::attention_backward(stream(), false, {q, {}}, Keys{keys, values, {}, {}}, shape, {o, {}},
+    Launch::attention_backward(next(), false, {q, {}}, Keys{keys, values, {}, {}}, shape, {o, {}},
                                {lse, {}}, {dout, {}}, dq, dkeys, dvalues, first);
   }
   void attention_tangent(In q, In tq, CacheIn keys, CacheIn values, In tkeys, In tvalues,
                          AttentionShape shape, In, In, Out to, Out tlse) const {
-    Launch::attention(stream(), true, {q, tq}, Keys{keys, values, tkeys, tvalues}, shape, to, tlse);
+    Launch::attention(next(), true, {q, tq}, Keys{keys, values, tkeys, tvalues}, shape, to, tlse);
   }
   void attention_backward_tangent(In q, In tq, CacheIn keys, CacheIn values, In tkeys, In tvalues,
                                   AttentionShape shape, In o, In to, In lse, In tlse, In dout,
                                   In tdout, Out tdq, Out tdkeys, Out tdvalues, Index first) const {
-    Launch::attention_backward(stream(), true, {q, tq}, Keys{keys, values, tkeys, tvalues}, shape,
+    Launch::attention_backward(next(), true, {q, tq}, Keys{keys, values, tkeys, tvalues}, shape,
                                {o, to}, {lse, tlse}, {dout, tdout}, tdq, tdkeys, tdvalues, first);
   }
 
@@ -268,26 +273,37 @@ class Backend {
     });
   }
 
+  void log_sum_exp(In logits, Out out) const { Launch::log_sum_exp(next(), logits, out); }
+
   // ---- flat vectors -----------------------------------------------------------------------------
 
   /// Waits for the result. Throws cuda::Error when something on the stream failed.
   double dot(const S* x, const S* y, Index size) const {
     const auto lock = device_->sum_lock();
-    Launch::dot(stream(), x, y, size, device_->partial_sums(), detail::Device::sum_blocks,
+    Launch::dot(next(), x, y, size, device_->partial_sums(), detail::Device::sum_blocks,
                 device_->sum());
     synchronize();
     return *device_->sum();
   }
   void axpby(double a, const S* x, double b, S* y, Index size) const {
-    Launch::axpby(stream(), a, x, b, y, size);
+    Launch::axpby(next(), a, x, b, y, size);
   }
   void adam(const AdamStep& step, const S* gradient, S* m, S* v, S* weights, Index size) const {
-    Launch::adam(stream(), step, gradient, m, v, weights, size);
+    Launch::adam(next(), step, gradient, m, v, weights, size);
   }
 
  private:
-  explicit Backend(std::shared_ptr<const detail::Device> device) : device_(std::move(device)) {
-    if constexpr (fast) tensor_cores_ = std::make_shared<detail::TensorCores>(device_);
+  Backend(std::shared_ptr<const detail::Device> device, bool own_stream)
+      : device_(std::move(device)) {
+    if constexpr (fast) {
+      tensor_cores_ = std::make_shared<detail::TensorCores>(device_, own_stream);
+    }
+  }
+
+  /// The stream, for anything but a product.
+  cudaStream_t next() const {
+    if constexpr (fast) tensor_cores_->forget();
+    return device_->stream();
   }
 
   /// c (+)= a · b; under Bfloat16 either may be in that already.
@@ -295,7 +311,7 @@ class Backend {
     if constexpr (fast) {
       tensor_cores_->multiply(a, b, c, write);
     } else {
-      Launch::matmul(stream(), a.template stored<S>(), a.transposed, b, c, write);
+      Launch::matmul(next(), a.template stored<S>(), a.transposed, b, c, write);
     }
   }
 
@@ -331,10 +347,10 @@ class Backend {
   void softmax_loss(const Logits& z, const Logits& tz, const Token* targets, const S* weights,
                     double seed, S* nll, bool want_gradient) const {
     if constexpr (fast) {
-      Launch::softmax_loss_bfloat16(stream(), z.value, tz.value, targets, weights, seed, nll,
+      Launch::softmax_loss_bfloat16(next(), z.value, tz.value, targets, weights, seed, nll,
                                     want_gradient ? z.narrow : View<bfloat16>(), tz.narrow);
     } else {
-      Launch::softmax_loss(stream(), !tz.value.empty(), z.value, tz.value, targets, weights, seed,
+      Launch::softmax_loss(next(), !tz.value.empty(), z.value, tz.value, targets, weights, seed,
                            nll, want_gradient);
     }
   }
@@ -346,7 +362,7 @@ class Backend {
   template <class T>
   void move(const T* from, T* to, Index size, cudaMemcpyKind kind) const {
     if (size == 0) return;
-    detail::check(cudaMemcpyAsync(to, from, bytes<T>(size), kind, stream()), "a copy");
+    detail::check(cudaMemcpyAsync(to, from, bytes<T>(size), kind, next()), "a copy");
   }
 
   /// Rows whose logits exist at a time: as many as make large products, in bounded memory.

@@ -14,6 +14,7 @@
 #include <ttt/backend/cuda/kernels/loss.cuh>
 #include <ttt/backend/cuda/kernels/loss_bfloat16.cuh>
 #include <ttt/backend/cuda/kernels/matmul.cuh>
+#include <ttt/backend/cuda/kernels/matvec.cuh>
 #include <ttt/backend/cuda/kernels/norms.cuh>
 #include <ttt/backend/cuda/kernels/rope.cuh>
 #include <ttt/backend/cuda/kernels/rounding.cuh>

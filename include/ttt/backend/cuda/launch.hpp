@@ -42,8 +42,8 @@ struct [[gnu::visibility("hidden")]] Launch {
   /// c (+)= a · b of shapes (m, k) and (k, n).
   static void matmul(Stream, View<const S> a, bool a_transposed, Weight<S> b, View<S> c, Write);
   static void round(Stream, View<const S> from, View<bfloat16> to);
-  /// x · w of a few rows, with weights in bfloat16.
-  static void matvec_bfloat16(Stream, View<const S> x, Weight<S> w, View<S> y, Write);
+  /// y (+)= x · w of a few rows.
+  static void matvec(Stream, View<const S> x, Weight<S> w, View<S> y, Write);
 
   static void embed(Stream, Weight<S> table, const Token* tokens, View<S> out);
   static void embed_backward(Stream, const Token* tokens, View<const S> dout, View<S> dtable);
@@ -98,6 +98,8 @@ struct [[gnu::visibility("hidden")]] Launch {
   static void softmax_loss_bfloat16(Stream, View<const S> logits, View<const S> tlogits,
                                     const Token* targets, const S* weights, double seed, S* nll,
                                     View<bfloat16> dlogits, View<bfloat16> tdlogits);
+
+  static void log_sum_exp(Stream, View<const S> logits, View<S> out);
 
   static void add(Stream, View<const S> a, View<const S> b, View<S> out);
   static void widen(Stream, Weight<S> w, View<S> out);

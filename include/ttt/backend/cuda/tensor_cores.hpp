@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include <cublasLt.h>
 
@@ -42,37 +43,33 @@ class Owned {
   Handle handle_ = nullptr;
 };
 
-/// Memory for what kernels put aside, grown to the most that was asked for. Everything of a backend
-/// is on one stream, so it is free again for the next kernels as soon as these are on it.
-class Scratch {
- public:
-  explicit Scratch(std::shared_ptr<const Device> device) : device_(std::move(device)) {}
-
-  /// Throws Error when there is no room.
-  std::uint8_t* at_least(Index bytes) {
-    if (bytes > memory_.size()) {
-      memory_ = {};
-      memory_ = Buffer<std::uint8_t>(device_, bytes);
-    }
-    return memory_.data();
-  }
-
- private:
-  std::shared_ptr<const Device> device_;
-  Buffer<std::uint8_t> memory_;
-};
-
 /// What a backend needs for work on tensor cores, one thing at a time: scratch, and cuBLASLt.
+///
 /// Operands of products in float are rounded into scratch, then cuBLASLt multiplies. How it does
 /// that is asked once a shape and then always the same, so the same GPU gives the same bits.
+/// Everything of a backend is on one stream, so scratch is free again for the next kernels as soon
+/// as these are on it. Until something else is, products find the operands they share rounded.
 class TensorCores {
  public:
   /// Rows up to which a product reads its weights at the speed of the memory, without tensor cores.
   static constexpr Index few_rows = 8;
 
-  explicit TensorCores(const std::shared_ptr<const Device>& device)
-      : device_(device), scratch_(device), workspace_(device, workspace_bytes) {
+  /// Without `remember`, every product rounds anew: a caller who has the stream may put kernels of
+  /// his own between them.
+  TensorCores(const std::shared_ptr<const Device>& device, bool remember)
+      : device_(device), remember_(remember), workspace_(device, workspace_bytes) {
     check(cublasLtCreate(handle_.place()), "no handle");
+  }
+
+  /// Something else than a product is put on the stream.
+  void forget() {
+    const std::lock_guard lock(mutex_);
+    rounded_.clear();
+  }
+  void never_remember() {
+    const std::lock_guard lock(mutex_);
+    remember_ = false;
+    rounded_.clear();
   }
 
   /// c (+)= a · b; either may be stored in float or in bfloat16. Throws Error when there is no room
@@ -81,14 +78,16 @@ class TensorCores {
     if (c.rows == 0 || c.cols == 0) return;
     const std::lock_guard lock(mutex_);
     const cudaStream_t stream = device_->stream();
-    if (c.rows <= few_rows && !a.transposed && !a.narrow && b.narrow) {
-      return Launch<float>::matvec_bfloat16(stream, a.stored<float>(), b, c, write);
+    if (c.rows <= few_rows && !a.transposed && !a.narrow) {
+      rounded_.clear();
+      return Launch<float>::matvec(stream, a.stored<float>(), b, c, write);
     }
-    const Index a_bytes = rounded_bytes(a), b_bytes = rounded_bytes(b);
-    std::uint8_t* const memory = scratch_.at_least(a_bytes + b_bytes);
-    const Weight<float> left = rounded(stream, a, memory);
-    const Weight<float> right = rounded(stream, b, memory + a_bytes);
+    const bool fits = used_bytes() + rounded_bytes(a) + rounded_bytes(b) <= scratch_.size();
+    if (!remember_ || !fits) rounded_.clear();
+    if (!fits) grow(rounded_bytes(a) + rounded_bytes(b));
+    const Weight<float> left = rounded(stream, a), right = rounded(stream, b);
     start(stream, left, right, c, write);
+    std::erase_if(rounded_, [&](const Rounded& one) { return overlap(one.from, c); });
   }
 
   /// Calls f(memory) with at least so many bytes, which are others' again once f has put its
@@ -96,32 +95,59 @@ class TensorCores {
   template <class F>
   bool with_scratch(Index bytes, const F& f) {
     const std::lock_guard lock(mutex_);
-    return f(static_cast<void*>(scratch_.at_least(bytes)));
+    rounded_.clear();
+    grow(bytes);
+    return f(static_cast<void*>(scratch_.data()));
   }
 
  private:
   static constexpr Index workspace_bytes = Index{32} << 20;
   static constexpr Index row_alignment = 8;  // elements: 16 bytes
 
-  static Index rounded_stride(const Weight<float>& w) {
-    const Index cols = w.stored<float>().cols;
-    return (cols + row_alignment - 1) / row_alignment * row_alignment;
+  /// An operand in float, and the scratch with its copy.
+  struct Rounded {
+    View<const float> from;
+    Weight<float> to;
+    Index end;  // bytes of scratch
+  };
+
+  void grow(Index bytes) {
+    if (bytes <= scratch_.size()) return;
+    scratch_ = {};
+    scratch_ = Buffer<std::uint8_t>(device_, bytes);
+  }
+  Index used_bytes() const { return rounded_.empty() ? 0 : rounded_.back().end; }
+
+  static Index rounded_stride(const View<const float>& v) {
+    return (v.cols + row_alignment - 1) / row_alignment * row_alignment;
   }
   static Index rounded_bytes(const Weight<float>& w) {
     constexpr Index alignment = 256;
     if (w.narrow) return 0;
-    const Index bytes = w.stored<float>().rows * rounded_stride(w) * 2;
-    return (bytes + alignment - 1) / alignment * alignment;
+    const View<const float> from = w.stored<float>();
+    return (from.rows * rounded_stride(from) * 2 + alignment - 1) / alignment * alignment;
   }
-  static Weight<float> rounded(cudaStream_t stream, Weight<float> w, std::uint8_t* memory) {
+  static bool overlap(const View<const float>& a, const View<const float>& b) {
+    return a.data < b.row(b.rows - 1) + b.cols && b.data < a.row(a.rows - 1) + a.cols;
+  }
+
+  Weight<float> rounded(cudaStream_t stream, Weight<float> w) {
     if (w.narrow) return w;
     const View<const float> from = w.stored<float>();
-    const View<bfloat16> to(reinterpret_cast<bfloat16*>(memory), from.rows, from.cols,
-                            rounded_stride(w));
+    for (const Rounded& one : rounded_) {
+      if (one.from.data != from.data || one.from.stride != from.stride ||
+          !(one.from.shape() == from.shape())) {
+        continue;
+      }
+      return w.transposed == one.to.transposed ? one.to : one.to.transpose();
+    }
+    const Index begin = used_bytes();
+    const View<bfloat16> to(reinterpret_cast<bfloat16*>(scratch_.data() + begin), from.rows,
+                            from.cols, rounded_stride(from));
     Launch<float>::round(stream, from, to);
-    w.data = to.data;
-    w.stride = to.stride;
-    w.narrow = true;
+    w = w.transposed ? Weight<float>(View<const bfloat16>(to)).transpose()
+                     : Weight<float>(View<const bfloat16>(to));
+    rounded_.push_back({from, w, begin + rounded_bytes(from)});
     return w;
   }
 
@@ -201,9 +227,11 @@ class TensorCores {
 
   std::shared_ptr<const Device> device_;
   std::mutex mutex_;
+  bool remember_;
   Owned<cublasLtHandle_t, cublasLtDestroy> handle_;
   std::map<Shape, std::unique_ptr<Plan>> plans_;
-  Scratch scratch_;
+  Buffer<std::uint8_t> scratch_;
+  std::vector<Rounded> rounded_;  // one behind the other in scratch
   Buffer<std::uint8_t> workspace_;
 };
 

@@ -159,6 +159,11 @@ class Backend : public HostMemory {
         *pool_, {q, tq, keys, values, tkeys, tvalues, shape, o, to, lse, tlse, dout, tdout, tdq,
                  tdkeys, tdvalues, first});
   }
+  void log_sum_exp(View<const S> logits, View<S> out) const {
+    for (Index t = 0; t < logits.rows; ++t) {
+      out(t, 0) = detail::log_sum_exp(logits.row(t), logits.cols);
+    }
+  }
   Index cross_entropy_scratch(Index rows, Index vocabulary) const {
     return detail::loss_rows<S>(rows, vocabulary) * vocabulary;
   }

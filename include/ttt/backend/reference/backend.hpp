@@ -287,6 +287,22 @@ class Backend : public HostMemory, public Tangents<S> {
     }
   }
 
+  /// out[t] = log(sum of exp(logits[t, j])); not a number unless every logit is finite.
+  void log_sum_exp(View<const S> logits, View<S> out) const {
+    using std::exp, std::log;
+    for (Index t = 0; t < logits.rows; ++t) {
+      S most = logits(t, 0), sum = 0;
+      for (Index j = 1; j < logits.cols; ++j) {
+        if (logits(t, j) > most) most = logits(t, j);
+      }
+      for (Index j = 0; j < logits.cols; ++j) {
+        const S below = logits(t, j) - most;
+        sum += exp(below) + below * S(0);
+      }
+      out(t, 0) = most + log(sum);
+    }
+  }
+
   double dot(const S* x, const S* y, Index size) const {
     double sum = 0;
     for (Index i = 0; i < size; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(y[i]);

@@ -5,7 +5,7 @@
 /// what each made of its part is put together in order by a second kernel.
 #pragma once
 
-#include <ttt/backend/cuda/kernels/rounding.cuh>
+#include <ttt/backend/cuda/kernels/matvec.cuh>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
@@ -125,8 +125,10 @@ __global__ void __launch_bounds__(most_head_dim)
   const Index used = (keys + decode_keys - 1) / decode_keys;
   const float* const from = partial + (row * shape.heads + head) * parts * (d + 2);
   float most = -INFINITY;
-  for (Index i = 0; i < used; ++i) most = fmaxf(most, from[i * (d + 2) + d + 1]);
+  for (Index i = c; i < used; i += most_head_dim) most = fmaxf(most, from[i * (d + 2) + d + 1]);
+  most = block_max(most);
   float sum = 0, out = 0;
+#pragma unroll 8
   for (Index i = 0; i < used; ++i) {
     const float* const part = from + i * (d + 2);
     const float share = shrink_to(part[d + 1], most);

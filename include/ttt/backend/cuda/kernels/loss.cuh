@@ -51,7 +51,30 @@ __global__ void __launch_bounds__(512)
   }
 }
 
+template <class S>
+__global__ void __launch_bounds__(1024) log_sum_exp_kernel(View<const S> logits, View<S> out) {
+  using std::log;
+  const Index t = blockIdx.x, words = logits.cols;
+  S most = logits(t, 0);
+#pragma unroll 4
+  for (Index j = threadIdx.x; j < words; j += blockDim.x) {
+    if (!(logits(t, j) <= most)) most = logits(t, j);
+  }
+  most = block_max(most);
+  S sum(0);
+#pragma unroll 4
+  for (Index j = threadIdx.x; j < words; j += blockDim.x) sum += power(logits(t, j), most);
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) out(t, 0) = most + log(sum);
+}
+
 }  // namespace
+
+template <class S>
+void Launch<S>::log_sum_exp(Stream stream, View<const S> logits, View<S> out) {
+  if (logits.rows == 0) return;
+  log_sum_exp_kernel<<<grid(logits.rows), 1024, 0, stream>>>(logits, out);
+}
 
 template <class S>
 void Launch<S>::softmax_loss(Stream stream, bool tangents, View<S> logits, View<S> tlogits,

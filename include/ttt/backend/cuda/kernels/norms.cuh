@@ -24,36 +24,51 @@ __device__ T norm_pull(T dot, T inverse, Index size) {
 }
 
 /// y = [h +] x * inverse * scale; a block a row.
-template <class T, class S = ScalarOf<T>>
+template <class T, int N, class S = ScalarOf<T>>
 __global__ void rms_norm_kernel(Operand<S> x, Norm<S> norm, Operand<S> h, View<S> y,
                                 View<S> inverse) {
-  const Index t = blockIdx.x, width = x.value.cols;
+  const Index t = blockIdx.x, width = x.value.cols, step = N * static_cast<Index>(blockDim.x);
   T sum(0);
-  for (Index j = threadIdx.x; j < width; j += blockDim.x) {
-    const T v = load<T>(x, t, j);
-    sum = sum + v * v;
+  for (Index j = N * static_cast<Index>(threadIdx.x); j < width; j += step) {
+    const auto v = load_pack<T, N>(x, t, j);
+#pragma unroll
+    for (int n = 0; n < N; ++n) sum = sum + v.at[n] * v.at[n];
   }
   const T inv = inverse_rms(block_sum(sum), width, norm.eps);
   if (!inverse.empty() && threadIdx.x == 0) put(inverse(t, 0), inv);
   if (y.empty()) return;
-  for (Index j = threadIdx.x; j < width; j += blockDim.x) {
-    put(y(t, j), load<T>(h, t, j) + load<T>(x, t, j) * inv * T(scale_at(norm, j)));
+  for (Index j = N * static_cast<Index>(threadIdx.x); j < width; j += step) {
+    const auto v = load_pack<T, N>(x, t, j);
+    auto out = load_pack<T, N>(h, t, j);
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      out.at[n] = out.at[n] + v.at[n] * inv * T(scale_at(norm, j + n));
+    }
+    put_pack(y, t, j, out);
   }
 }
 
 /// dx (+)= inverse * scale * dy - x * pull; dx may be dy.
-template <class T, class S = ScalarOf<T>>
+template <class T, int N, class S = ScalarOf<T>>
 __global__ void rms_norm_backward_kernel(Operand<S> x, Norm<S> norm, Operand<S> inverse,
                                          Operand<S> dy, View<S> dx, bool add) {
-  const Index t = blockIdx.x, width = x.value.cols;
+  const Index t = blockIdx.x, width = x.value.cols, step = N * static_cast<Index>(blockDim.x);
   T dot(0);
-  for (Index j = threadIdx.x; j < width; j += blockDim.x) {
-    dot = dot + T(scale_at(norm, j)) * load<T>(dy, t, j) * load<T>(x, t, j);
+  for (Index j = N * static_cast<Index>(threadIdx.x); j < width; j += step) {
+    const auto v = load_pack<T, N>(x, t, j), g = load_pack<T, N>(dy, t, j);
+#pragma unroll
+    for (int n = 0; n < N; ++n) dot = dot + T(scale_at(norm, j + n)) * g.at[n] * v.at[n];
   }
   const T inv = load<T>(inverse, t, 0);
   const T pull = norm_pull(block_sum(dot), inv, width);
-  for (Index j = threadIdx.x; j < width; j += blockDim.x) {
-    put(dx(t, j), inv * T(scale_at(norm, j)) * load<T>(dy, t, j) - load<T>(x, t, j) * pull, add);
+  for (Index j = N * static_cast<Index>(threadIdx.x); j < width; j += step) {
+    const auto v = load_pack<T, N>(x, t, j), g = load_pack<T, N>(dy, t, j);
+    Pack<T, N> out;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      out.at[n] = inv * T(scale_at(norm, j + n)) * g.at[n] - v.at[n] * pull;
+    }
+    put_pack(dx, t, j, out, add);
   }
 }
 
@@ -90,8 +105,9 @@ template <class S>
 void Launch<S>::rms_norm(Stream stream, bool tangents, Operand<S> x, Norm<S> norm, Operand<S> h,
                          View<S> y, View<S> inverse) {
   if (x.value.rows == 0) return;
-  with_number<S>(tangents, [&]<class T>() {
-    rms_norm_kernel<T><<<grid(x.value.rows), row_threads, 0, stream>>>(x, norm, h, y, inverse);
+  const bool aligned = in_packs(x) && in_packs(h) && in_packs<S>(y);
+  with_packs<S>(tangents, aligned, [&]<class T, int N>() {
+    rms_norm_kernel<T, N><<<grid(x.value.rows), row_threads, 0, stream>>>(x, norm, h, y, inverse);
   });
 }
 
@@ -100,13 +116,16 @@ void Launch<S>::rms_norm_backward(Stream stream, bool tangents, Operand<S> x, No
                                   Operand<S> inverse, Operand<S> dy, View<S> dx, Write write,
                                   View<S> dscale) {
   if (x.value.rows == 0) return;
-  with_number<S>(tangents, [&]<class T>() {
-    if (!dscale.empty()) {  // before dx: it may be dy
+  if (!dscale.empty()) {  // before dx: it may be dy
+    with_number<S>(tangents, [&]<class T>() {
       rms_norm_scale_kernel<T>
           <<<grid(blocks_for(x.value.cols, 32)), dim3(32, 32), 0, stream>>>(x, inverse, dy, dscale);
-    }
-    if (dx.empty()) return;
-    rms_norm_backward_kernel<T><<<grid(x.value.rows), row_threads, 0, stream>>>(
+    });
+  }
+  if (dx.empty()) return;
+  const bool aligned = in_packs(x) && in_packs(dy) && in_packs<S>(dx);
+  with_packs<S>(tangents, aligned, [&]<class T, int N>() {
+    rms_norm_backward_kernel<T, N><<<grid(x.value.rows), row_threads, 0, stream>>>(
         x, norm, inverse, dy, dx, write == Write::Add);
   });
 }

@@ -9,31 +9,54 @@ namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 namespace {
 
-template <class T, class S = ScalarOf<T>>
-__global__ void swiglu_kernel(Operand<S> gate, Operand<S> up, View<S> out) {
-  const Index t = blockIdx.x;
-  for (Index j = threadIdx.x; j < out.cols; j += blockDim.x) {
-    const T g = load<T>(gate, t, j);
-    put(out(t, j), g * sigmoid(g) * load<T>(up, t, j));
-  }
+/// The element that a thread begins at where a grid of (rows, column_blocks) covers a matrix.
+template <int N>
+__device__ Index own_column() {
+  return N * (static_cast<Index>(blockIdx.y) * blockDim.x + threadIdx.x);
+}
+/// A grid in which a thread has N neighbours of one row.
+inline dim3 row_grid(const Shape& shape, int n) {
+  return {grid(shape.rows), grid(blocks_for(shape.cols, n * static_cast<Index>(row_threads)))};
 }
 
-template <class T, class S = ScalarOf<T>>
+template <class T, int N, class S = ScalarOf<T>>
+__global__ void swiglu_kernel(Operand<S> gate, Operand<S> up, View<S> out) {
+  const Index t = blockIdx.x, j = own_column<N>();
+  if (j >= out.cols) return;
+  const auto g = load_pack<T, N>(gate, t, j), u = load_pack<T, N>(up, t, j);
+  Pack<T, N> y;
+#pragma unroll
+  for (int n = 0; n < N; ++n) y.at[n] = g.at[n] * sigmoid(g.at[n]) * u.at[n];
+  put_pack(out, t, j, y);
+}
+
+template <class T, int N, class S = ScalarOf<T>>
 __global__ void swiglu_backward_kernel(Operand<S> gate, Operand<S> up, Operand<S> dout,
                                        View<S> dgate, View<S> dup) {
-  const Index t = blockIdx.x;
-  for (Index j = threadIdx.x; j < gate.value.cols; j += blockDim.x) {
-    const T g = load<T>(gate, t, j), d = load<T>(dout, t, j), u = load<T>(up, t, j);
-    const T s = sigmoid(g);
-    if (!dup.empty()) put(dup(t, j), d * g * s);
-    if (!dgate.empty()) put(dgate(t, j), d * u * s * (T(1) + g * (T(1) - s)));
+  const Index t = blockIdx.x, j = own_column<N>();
+  if (j >= gate.value.cols) return;
+  const auto g = load_pack<T, N>(gate, t, j), u = load_pack<T, N>(up, t, j),
+             d = load_pack<T, N>(dout, t, j);
+  Pack<T, N> dg, du;
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    const T s = sigmoid(g.at[n]);
+    du.at[n] = d.at[n] * g.at[n] * s;
+    dg.at[n] = d.at[n] * u.at[n] * s * (T(1) + g.at[n] * (T(1) - s));
   }
+  if (!dup.empty()) put_pack(dup, t, j, du);
+  if (!dgate.empty()) put_pack(dgate, t, j, dg);
 }
 
-template <class S>
+template <class S, int N>
 __global__ void add_kernel(View<const S> a, View<const S> b, View<S> out) {
-  const Index t = blockIdx.x;
-  for (Index j = threadIdx.x; j < out.cols; j += blockDim.x) out(t, j) = a(t, j) + b(t, j);
+  const Index t = blockIdx.x, j = own_column<N>();
+  if (j >= out.cols) return;
+  const auto x = load_pack<S, N>({a, {}}, t, j), y = load_pack<S, N>({b, {}}, t, j);
+  Pack<S, N> sum;
+#pragma unroll
+  for (int n = 0; n < N; ++n) sum.at[n] = x.at[n] + y.at[n];
+  put_pack(out, t, j, sum);
 }
 
 template <class S>
@@ -80,8 +103,9 @@ void Launch<S>::embed_backward(Stream stream, const Token* tokens, View<const S>
 template <class S>
 void Launch<S>::swiglu(Stream stream, bool tangents, Operand<S> gate, Operand<S> up, View<S> out) {
   if (out.rows == 0) return;
-  with_number<S>(tangents, [&]<class T>() {
-    swiglu_kernel<T><<<grid(out.rows), row_threads, 0, stream>>>(gate, up, out);
+  const bool aligned = in_packs(gate) && in_packs(up) && in_packs<S>(out);
+  with_packs<S>(tangents, aligned, [&]<class T, int N>() {
+    swiglu_kernel<T, N><<<row_grid(out.shape(), N), row_threads, 0, stream>>>(gate, up, out);
   });
 }
 
@@ -89,15 +113,21 @@ template <class S>
 void Launch<S>::swiglu_backward(Stream stream, bool tangents, Operand<S> gate, Operand<S> up,
                                 Operand<S> dout, View<S> dgate, View<S> dup) {
   if (gate.value.rows == 0) return;
-  with_number<S>(tangents, [&]<class T>() {
-    swiglu_backward_kernel<T>
-        <<<grid(gate.value.rows), row_threads, 0, stream>>>(gate, up, dout, dgate, dup);
+  const bool aligned =
+      in_packs(gate) && in_packs(up) && in_packs(dout) && in_packs<S>(dgate) && in_packs<S>(dup);
+  with_packs<S>(tangents, aligned, [&]<class T, int N>() {
+    swiglu_backward_kernel<T, N>
+        <<<row_grid(gate.value.shape(), N), row_threads, 0, stream>>>(gate, up, dout, dgate, dup);
   });
 }
 
 template <class S>
 void Launch<S>::add(Stream stream, View<const S> a, View<const S> b, View<S> out) {
-  if (out.rows > 0) add_kernel<<<grid(out.rows), row_threads, 0, stream>>>(a, b, out);
+  if (out.rows == 0) return;
+  const bool aligned = in_packs(a) && in_packs(b) && in_packs<S>(out);
+  const int n = aligned ? pack_size<S> : 1;
+  const auto kernel = aligned ? add_kernel<S, pack_size<S>> : add_kernel<S, 1>;
+  kernel<<<row_grid(out.shape(), n), row_threads, 0, stream>>>(a, b, out);
 }
 
 }  // namespace cuda::detail
