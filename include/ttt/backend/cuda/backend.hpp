@@ -132,16 +132,20 @@ class Backend {
   }
   void rms_norm_backward(In x, Norm<S> norm, In inverse, In dy, Out dx, Write write,
                          Out dscale) const {
-    Launch::rms_norm_backward(next(), false, {x, {}}, norm, {inverse, {}}, {dy, {}}, dx, write,
-                              dscale);
+    with_column_scratch(dscale, x.rows, [&](void* scratch) {
+      Launch::rms_norm_backward(next(), false, {x, {}}, norm, {inverse, {}}, {dy, {}}, dx, write,
+                                dscale, scratch);
+    });
   }
   void rms_norm_tangent(In x, In tx, Norm<S> norm, In, In th, Out ty, Out tinverse) const {
     Launch::rms_norm(next(), true, {x, tx}, norm, {{}, th}, ty, tinverse);
   }
   void rms_norm_backward_tangent(In x, In tx, Norm<S> norm, In inverse, In tinverse, In dy, In tdy,
                                  Out tdx, Write write, Out tdscale) const {
-    Launch::rms_norm_backward(next(), true, {x, tx}, norm, {inverse, tinverse}, {dy, tdy}, tdx,
-                              write, tdscale);
+    with_column_scratch(tdscale, x.rows, [&](void* scratch) {
+      Launch::rms_norm_backward(next(), true, {x, tx}, norm, {inverse, tinverse}, {dy, tdy}, tdx,
+                                write, tdscale, scratch);
+    });
   }
   void add(In a, In b, Out out) const { Launch::add(next(), a, b, out); }
   void add_rms_norm(In h, In x, Norm<S> norm, Out out, Out inverse) const {
@@ -157,8 +161,10 @@ class Backend {
   }
   void head_norm_rope_backward(In x, Norm<S> norm, In inverse, In angles, RopeLayout layout, In dy,
                                Out dx, Out dscale) const {
-    Launch::head_norm_rope_backward(next(), false, {x, {}}, norm, {inverse, {}}, angles, layout,
-                                    {dy, {}}, dx, dscale);
+    with_column_scratch(dscale, x.rows * (x.cols / angles.cols), [&](void* scratch) {
+      Launch::head_norm_rope_backward(next(), false, {x, {}}, norm, {inverse, {}}, angles, layout,
+                                      {dy, {}}, dx, dscale, scratch);
+    });
   }
   void head_norm_rope_tangent(In x, In tx, Norm<S> norm, In, In angles, RopeLayout layout, Out ty,
                               Out tinverse) const {
@@ -167,8 +173,10 @@ class Backend {
   void head_norm_rope_backward_tangent(In x, In tx, Norm<S> norm, In inverse, In tinverse,
                                        In angles, RopeLayout layout, In dy, In tdy, Out tdx,
                                        Out tdscale) const {
-    Launch::head_norm_rope_backward(next(), true, {x, tx}, norm, {inverse, tinverse}, angles,
-                                    layout, {dy, tdy}, tdx, tdscale);
+    with_column_scratch(tdscale, x.rows * (x.cols / angles.cols), [&](void* scratch) {
+      Launch::head_norm_rope_backward(next(), true, {x, tx}, norm, {inverse, tinverse}, angles,
+                                      layout, {dy, tdy}, tdx, tdscale, scratch);
+    });
   }
   void swiglu(In gate, In up, Out out) const {
     Launch::swiglu(next(), false, {gate, {}}, {up, {}}, out);
@@ -192,11 +200,9 @@ class Backend {
   void attention(In q, CacheIn keys, CacheIn values, AttentionShape shape, Out o, Out lse) const {
     if constexpr (fast) {
       if (q.rows <= detail::TensorCores::few_rows &&
-          tensor_cores_->with_scratch(
-              Launch::attention_decode_scratch(shape, q.rows), [&](void* memory) {
-                return Launch::attention_decode(device_->stream(), q, keys, values, shape, o, lse,
-                                                memory);
-              })) {
+          device_->with_scratch(Launch::attention_decode_scratch(shape, q.rows), [&](void* memory) {
+            return Launch::attention_decode(next(), q, keys, values, shape, o, lse, memory);
+          })) {
         return;
       }
       if (Launch::attention_bfloat16(next(), q, keys, values, shape, o, lse)) return;
@@ -215,12 +221,28 @@ class Backend {
                                {lse, {}}, {dout, {}}, dq, dkeys, dvalues, first);
   }
   void attention_tangent(In q, In tq, CacheIn keys, CacheIn values, In tkeys, In tvalues,
-                         AttentionShape shape, In, In, Out to, Out tlse) const {
+                         AttentionShape shape, In o, In lse, Out to, Out tlse) const {
+    if constexpr (fast) {
+      if (Launch::attention_tangent_bfloat16(next(), {q, tq}, keys, values, tkeys, tvalues, shape,
+                                             o, lse, to, tlse)) {
+        return;
+      }
+    }
     Launch::attention(next(), true, {q, tq}, Keys{keys, values, tkeys, tvalues}, shape, to, tlse);
   }
   void attention_backward_tangent(In q, In tq, CacheIn keys, CacheIn values, In tkeys, In tvalues,
                                   AttentionShape shape, In o, In to, In lse, In tlse, In dout,
                                   In tdout, Out tdq, Out tdkeys, Out tdvalues, Index first) const {
+    if constexpr (fast) {
+      const auto start = [&](void* scratch) {
+        return Launch::attention_backward_tangent_bfloat16(
+            next(), {q, tq}, keys, values, tkeys, tvalues, shape, {o, to}, {lse, tlse},
+            {dout, tdout}, tdq, tdkeys, tdvalues, first, scratch);
+      };
+      if (device_->with_scratch(Launch::attention_backward_tangent_scratch(shape, q.rows), start)) {
+        return;
+      }
+    }
     Launch::attention_backward(next(), true, {q, tq}, Keys{keys, values, tkeys, tvalues}, shape,
                                {o, to}, {lse, tlse}, {dout, tdout}, tdq, tdkeys, tdvalues, first);
   }
@@ -355,6 +377,10 @@ class Backend {
     }
   }
 
+  template <class F>
+  void with_column_scratch(Out dscale, Index rows, const F& f) const {
+    device_->with_scratch(dscale.empty() ? 0 : Launch::column_scratch(rows, dscale.cols), f);
+  }
   template <class T>
   static std::size_t bytes(Index size) {
     return static_cast<std::size_t>(size) * sizeof(T);

@@ -8,8 +8,10 @@
 #include <ttt/backend/cuda/kernels/attention.cuh>
 #include <ttt/backend/cuda/kernels/attention_backward.cuh>
 #include <ttt/backend/cuda/kernels/attention_backward_bfloat16.cuh>
+#include <ttt/backend/cuda/kernels/attention_backward_tangent_bfloat16.cuh>
 #include <ttt/backend/cuda/kernels/attention_bfloat16.cuh>
 #include <ttt/backend/cuda/kernels/attention_decode.cuh>
+#include <ttt/backend/cuda/kernels/attention_tangent_bfloat16.cuh>
 #include <ttt/backend/cuda/kernels/flat.cuh>
 #include <ttt/backend/cuda/kernels/loss.cuh>
 #include <ttt/backend/cuda/kernels/loss_bfloat16.cuh>

@@ -50,13 +50,15 @@ struct [[gnu::visibility("hidden")]] Launch {
   static void rms_norm(Stream, bool tangents, Operand<S> x, Norm<S>, Operand<S> h, View<S> y,
                        View<S> inverse);
   static void rms_norm_backward(Stream, bool tangents, Operand<S> x, Norm<S>, Operand<S> inverse,
-                                Operand<S> dy, View<S> dx, Write, View<S> dscale);
+                                Operand<S> dy, View<S> dx, Write, View<S> dscale, void* scratch);
+  /// Bytes of scratch that a gradient of scales needs: sums over so many rows.
+  static Index column_scratch(Index rows, Index cols);
   static void rope_angles(Stream, Index position, const Frequencies&, View<S> out);
   static void head_norm_rope(Stream, bool tangents, Operand<S> x, Norm<S>, View<const S> angles,
                              RopeLayout, View<S> y, View<S> inverse);
   static void head_norm_rope_backward(Stream, bool tangents, Operand<S> x, Norm<S>,
                                       Operand<S> inverse, View<const S> angles, RopeLayout,
-                                      Operand<S> dy, View<S> dx, View<S> dscale);
+                                      Operand<S> dy, View<S> dx, View<S> dscale, void* scratch);
   static void swiglu(Stream, bool tangents, Operand<S> gate, Operand<S> up, View<S> out);
   static void swiglu_backward(Stream, bool tangents, Operand<S> gate, Operand<S> up,
                               Operand<S> dout, View<S> dgate, View<S> dup);
@@ -87,6 +89,18 @@ struct [[gnu::visibility("hidden")]] Launch {
                                           Cache<const bfloat16> values, AttentionShape,
                                           View<const S> o, View<const S> lse, View<const S> dout,
                                           View<S> dq, View<S> dkeys, View<S> dvalues, Index first);
+
+  /// The tangents of both, likewise; o and lse are what the value forms gave. `scratch` has as many
+  /// bytes as attention_backward_tangent_scratch says, from a multiple of 16 on.
+  static bool attention_tangent_bfloat16(Stream, Operand<S> q, Cache<const bfloat16> keys,
+                                         Cache<const bfloat16> values, View<const S> tkeys,
+                                         View<const S> tvalues, AttentionShape, View<const S> o,
+                                         View<const S> lse, View<S> to, View<S> tlse);
+  static Index attention_backward_tangent_scratch(AttentionShape, Index rows);
+  static bool attention_backward_tangent_bfloat16(
+      Stream, Operand<S> q, Cache<const bfloat16> keys, Cache<const bfloat16> values,
+      View<const S> tkeys, View<const S> tvalues, AttentionShape, Operand<S> o, Operand<S> lse,
+      Operand<S> dout, View<S> tdq, View<S> tdkeys, View<S> tdvalues, Index first, void* scratch);
 
   /// Logits become the gradient of sum of weights[t] · nll[t]; with `tangents`, theirs become its
   /// tangent when the weights move by `seed` times themselves.

@@ -90,16 +90,6 @@ class TensorCores {
     std::erase_if(rounded_, [&](const Rounded& one) { return overlap(one.from, c); });
   }
 
-  /// Calls f(memory) with at least so many bytes, which are others' again once f has put its
-  /// kernels on the stream. Throws Error when there is no room.
-  template <class F>
-  bool with_scratch(Index bytes, const F& f) {
-    const std::lock_guard lock(mutex_);
-    rounded_.clear();
-    grow(bytes);
-    return f(static_cast<void*>(scratch_.data()));
-  }
-
  private:
   static constexpr Index workspace_bytes = Index{32} << 20;
   static constexpr Index row_alignment = 8;  // elements: 16 bytes

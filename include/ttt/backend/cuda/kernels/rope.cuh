@@ -121,12 +121,13 @@ __global__ void head_norm_rope_backward_kernel(Operand<S> x, Norm<S> norm, Opera
   }
 }
 
+/// Rows are (token, head).
 template <class T, class S = ScalarOf<T>>
-__global__ void __launch_bounds__(column_threads)
-    head_norm_scale_kernel(Operand<S> x, Operand<S> inverse, View<const S> angles,
-                           RopeLayout layout, Operand<S> dy, View<S> dscale) {
+__global__ void __launch_bounds__(1024)
+    head_norm_scale_kernel(ColumnSums all, Operand<S> x, Operand<S> inverse, View<const S> angles,
+                           RopeLayout layout, Operand<S> dy, S* part) {
   const Index d = angles.cols, heads = x.value.cols / d;
-  add_column_sums<T>(x.value.rows * heads, d, dscale.data, [&](Index row, Index j) {
+  sum_columns<T>(all, part, [&](Index row, Index j) {
     const Index t = row / heads, h = row % heads;
     const bool interleaved = layout == RopeLayout::Interleaved;
     const Index i = interleaved ? j / 2 : j % (d / 2);
@@ -164,17 +165,21 @@ void Launch<S>::head_norm_rope(Stream stream, bool tangents, Operand<S> x, Norm<
 template <class S>
 void Launch<S>::head_norm_rope_backward(Stream stream, bool tangents, Operand<S> x, Norm<S> norm,
                                         Operand<S> inverse, View<const S> angles, RopeLayout layout,
-                                        Operand<S> dy, View<S> dx, View<S> dscale) {
+                                        Operand<S> dy, View<S> dx, View<S> dscale, void* scratch) {
   if (x.value.rows == 0) return;
+  const bool wants_scale = !dscale.empty() && norm.eps >= 0;
+  const ColumnSums all = column_sums(x.value.rows * x.value.cols / angles.cols, angles.cols);
+  S* const part = static_cast<S*>(scratch);
   with_number<S>(tangents, [&]<class T>() {
-    if (!dscale.empty() && norm.eps >= 0) {
-      head_norm_scale_kernel<T><<<grid(blocks_for(angles.cols, 32)), dim3(32, 32), 0, stream>>>(
-          x, inverse, angles, layout, dy, dscale);
+    if (wants_scale) {
+      head_norm_scale_kernel<T><<<column_grid(all), column_threads, 0, stream>>>(
+          all, x, inverse, angles, layout, dy, part);
     }
     if (dx.empty()) return;
     head_norm_rope_backward_kernel<T><<<head_grid(x.value, angles), row_threads, 0, stream>>>(
         x, norm, inverse, angles, layout, dy, dx);
   });
+  if (wants_scale) add_parts(stream, all, part, dscale);
 }
 
 }  // namespace cuda::detail

@@ -68,20 +68,37 @@ __global__ void embed_kernel(Weight<S> table, const Token* tokens, View<S> out) 
 }
 
 /// dtable[tokens[t]] += dout[t]. The block of a token's first row adds all of that token's rows, in
-/// order; the others find that they are not the first, and leave.
+/// order, a blockful of tokens at a time; the others find that they are not the first, and leave.
 template <class S>
-__global__ void embed_backward_kernel(const Token* tokens, View<const S> dout, View<S> dtable) {
+__global__ void __launch_bounds__(row_threads)
+    embed_backward_kernel(const Token* tokens, View<const S> dout, View<S> dtable) {
+  __shared__ Index found[row_threads];
+  __shared__ unsigned votes[row_threads / 32];
   const Index t = blockIdx.x;
   const Token token = tokens[t];
   bool earlier = false;
-  for (Index i = threadIdx.x; i < t; i += blockDim.x) earlier = earlier || tokens[i] == token;
+  for (Index i = threadIdx.x; i < t; i += row_threads) earlier = earlier || tokens[i] == token;
   if (__syncthreads_or(earlier) != 0) return;
-  for (Index j = threadIdx.x; j < dout.cols; j += blockDim.x) {
-    S sum = dtable(token, j);
-    for (Index i = t; i < dout.rows; ++i) {
-      if (tokens[i] == token) sum += dout(i, j);
+  const unsigned warp = threadIdx.x / 32, below = (1u << threadIdx.x % 32) - 1;
+  for (Index first = t; first < dout.rows; first += row_threads) {
+    const Index mine = first + threadIdx.x;
+    const bool same = mine < dout.rows && tokens[mine] == token;
+    if (__syncthreads_or(same) == 0) continue;
+    const unsigned vote = __ballot_sync(0xffffffffu, same);
+    votes[warp] = vote;
+    __syncthreads();
+    Index before = 0, count = 0;
+    for (unsigned w = 0; w < row_threads / 32; ++w) {
+      if (w == warp) before = count + __popc(vote & below);
+      count += __popc(votes[w]);
     }
-    dtable(token, j) = sum;
+    if (same) found[before] = mine;
+    __syncthreads();
+    for (Index j = threadIdx.x; j < dout.cols; j += row_threads) {
+      S sum = dtable(token, j);
+      for (Index i = 0; i < count; ++i) sum += dout(found[i], j);
+      dtable(token, j) = sum;
+    }
   }
 }
 
