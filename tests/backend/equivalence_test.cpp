@@ -340,11 +340,13 @@ TEST_CASE_TEMPLATE("attention without log-sum-exp", S, float, double) {
   for (Index rows : {1, 40}) {
     const AttentionInputs<S> inputs(random, rows, {2, 1, 16, 30, 50}, 0);
     check_equivalent<S>([&](const auto& b) {
-      using T = ScalarOf<std::decay_t<decltype(b)>>;
-      const auto keys = inputs.keys.template as<T>(), values = inputs.values.template as<T>();
+      using B = std::decay_t<decltype(b)>;
+      using T = ScalarOf<B>;
+      const auto keys = inputs.template kept<B>(inputs.keys);
+      const auto values = inputs.template kept<B>(inputs.values);
       auto o = Matrix<T>::output(rows, 32, 5);
-      b.attention(inputs.q.template as<T>().view(), inputs.cache(keys, inputs.shape),
-                  inputs.cache(values, inputs.shape), inputs.shape, o.view(), {});
+      b.attention(inputs.q.template as<T>().view(), inputs.cache(keys), inputs.cache(values),
+                  inputs.shape, o.view(), {});
       return results(std::move(o));
     });
   }
