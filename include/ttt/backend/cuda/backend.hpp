@@ -68,6 +68,9 @@ class Backend {
   /// Waits until everything put on the stream is done. Throws cuda::Error when something failed.
   void synchronize() const { device_->synchronize(); }
 
+  /// The most bytes that this backend and its copies have held at a time.
+  Index peak_bytes() const { return device_->peak_bytes(); }
+
   /// The host puts one operation after the other on the stream.
   static constexpr int threads() { return 1; }
   template <class Task>

@@ -86,6 +86,11 @@ class Device {
                              std::to_string(bytes) + " bytes (" + std::to_string(free) + " of " +
                              std::to_string(total) + " are free): " + cudaGetErrorString(status));
   }
+  Index peak_bytes() const {
+    std::uint64_t most = 0;
+    check(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrUsedMemHigh, &most), "a memory pool");
+    return static_cast<Index>(most);
+  }
   void deallocate(void* memory) const { static_cast<void>(cudaFreeAsync(memory, stream())); }
 
   /// Calls f(memory) with at least so many bytes for kernels that f puts on the stream; behind them

@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(decode_threads)
   float out[8] = {};
   const Index start = begin % keys.slots;
   for (Index j0 = warp * at_once * ahead; begin + j0 < end; j0 += decode_warps * at_once * ahead) {
-    uint4 key[ahead] = {}, value[ahead] = {};
+    Eight<bfloat16> key[ahead] = {}, value[ahead] = {};
     bool there[ahead];
 #pragma unroll
     for (int n = 0; n < ahead; ++n) {
@@ -73,20 +73,20 @@ __global__ void __launch_bounds__(decode_threads)
       if (!there[n] || !has_channels) continue;
       const Index slot = start + i < keys.slots ? start + i : start + i - keys.slots;
       const Index offset = (key_head * keys.slots + slot) * d + channel;
-      key[n] = *reinterpret_cast<const uint4*>(keys.data + offset);
-      value[n] = *reinterpret_cast<const uint4*>(values.data + offset);
+      key[n] = load_eight<true>(keys.data + offset, 8);
+      value[n] = load_eight<true>(values.data + offset, 8);
     }
 #pragma unroll
     for (int n = 0; n < ahead; ++n) {
       float eight[8], score = 0;
-      widen_eight(key[n], eight);
+      key[n].widen(eight);
 #pragma unroll
       for (int c = 0; c < 8; ++c) score += query[c] * eight[c];
       score = lanes_sum(score, lanes);
       if (!there[n]) continue;
       const float now = fmaxf(part.most, score);
       const float shrink = shrink_to(part.most, now), power = exp2f((score - now) * 1.44269504f);
-      widen_eight(value[n], eight);
+      value[n].widen(eight);
 #pragma unroll
       for (int c = 0; c < 8; ++c) out[c] = out[c] * shrink + power * eight[c];
       part = {now, part.sum * shrink + power};
@@ -124,17 +124,26 @@ __global__ void __launch_bounds__(most_head_dim)
   const Index p = shape.position + row, keys = p + 1 - shape.first_key(p);
   const Index used = (keys + decode_keys - 1) / decode_keys;
   const float* const from = partial + (row * shape.heads + head) * parts * (d + 2);
+  constexpr Index at_once = most_head_dim;
+  __shared__ float shares[at_once];
   float most = -INFINITY;
-  for (Index i = c; i < used; i += most_head_dim) most = fmaxf(most, from[i * (d + 2) + d + 1]);
+  for (Index i = c; i < used; i += at_once) most = fmaxf(most, from[i * (d + 2) + d + 1]);
   most = block_max(most);
   float sum = 0, out = 0;
-#pragma unroll 8
-  for (Index i = 0; i < used; ++i) {
-    const float* const part = from + i * (d + 2);
-    const float share = shrink_to(part[d + 1], most);
-    sum += share * part[d];
-    if (c < d) out += share * part[c];
+  for (Index i0 = 0; i0 < used; i0 += at_once) {
+    const Index mine = i0 + c, count = used - i0 < at_once ? used - i0 : at_once;
+    __syncthreads();
+    shares[c] = 0;
+    if (mine < used) {
+      shares[c] = shrink_to(from[mine * (d + 2) + d + 1], most);
+      sum += shares[c] * from[mine * (d + 2) + d];
+    }
+    __syncthreads();
+    if (c >= d) continue;
+#pragma unroll 16
+    for (Index i = 0; i < count; ++i) out += shares[i] * from[(i0 + i) * (d + 2) + c];
   }
+  sum = block_sum(sum);
   if (c < d) o(row, head * d + c) = out / sum;
   if (c == 0 && !lse.empty()) lse(head, row) = most + logf(sum);
 }

@@ -9,32 +9,42 @@ namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 namespace {
 
-__device__ inline void widen_eight(uint4 raw, float (&out)[8]) {
-  const unsigned words[] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    out[2 * i] = __uint_as_float(words[i] << 16);
-    out[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-  }
-}
-__device__ inline void load_eight(const bfloat16* at, float (&out)[8]) {
-  widen_eight(*reinterpret_cast<const uint4*>(at), out);
-}
-__device__ inline void load_eight(const float* at, float (&out)[8]) {
-#pragma unroll
-  for (int i = 0; i < 8; i += 4) {
-    const float4 raw = *reinterpret_cast<const float4*>(at + i);
-    out[i] = raw.x;
-    out[i + 1] = raw.y;
-    out[i + 2] = raw.z;
-    out[i + 3] = raw.w;
-  }
-}
-/// The same one by one, zeros from `count` on.
+/// Eight neighbouring elements as they lie, and as floats.
 template <class Element>
-__device__ void load_some(const Element* at, Index count, float (&out)[8]) {
+struct Eight;
+template <>
+struct Eight<bfloat16> {
+  uint4 raw;
+  __device__ void widen(float (&out)[8]) const {
+    const unsigned words[] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
-  for (int i = 0; i < 8; ++i) out[i] = i < count ? element(at + i) : 0.0f;
+    for (int i = 0; i < 4; ++i) {
+      out[2 * i] = __uint_as_float(words[i] << 16);
+      out[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+  }
+};
+template <>
+struct Eight<float> {
+  float4 low, high;
+  __device__ void widen(float (&out)[8]) const {
+    const float all[] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out[i] = all[i];
+  }
+};
+
+/// Those at `at`, zeros from `count` on.
+template <bool aligned, class Element>
+__device__ Eight<Element> load_eight(const Element* at, Index count) {
+  if (aligned && count >= 8) return *reinterpret_cast<const Eight<Element>*>(at);
+  Eight<Element> out = {};
+  auto* const each = reinterpret_cast<Element*>(&out);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    if (i < count) each[i] = at[i];
+  }
+  return out;
 }
 
 constexpr int matvec_threads = 256, matvec_warps = matvec_threads / 32;
@@ -49,20 +59,24 @@ __global__ void __launch_bounds__(matvec_threads)
   const Index row = blockIdx.y, first = static_cast<Index>(blockIdx.x) * matvec_columns;
   const int line = static_cast<int>(threadIdx.x) / 4, part = static_cast<int>(threadIdx.x) % 4;
   const Index col = first + 8 * part;
-  const bool whole = aligned && col + 8 <= w.cols;
+  constexpr int ahead = sizeof(Element) > 2 ? 4 : 8;  // loads in flight
   float sum[8] = {};
-#pragma unroll 8
-  for (Index k = line; k < w.rows; k += matvec_lines) {
-    float weights[8];
-    const Element* const at = w.data + k * w.stride + col;
-    if (whole) {
-      load_eight(at, weights);
-    } else {
-      load_some(at, w.cols - col, weights);
-    }
-    const float factor = x(row, k);
+  for (Index k0 = line; k0 < w.rows; k0 += ahead * matvec_lines) {
+    Eight<Element> weights[ahead];
+    float factors[ahead];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) sum[j] += factor * weights[j];
+    for (int n = 0; n < ahead; ++n) {
+      const Index k = k0 + n * matvec_lines;
+      weights[n] = load_eight<aligned>(w.data + k * w.stride + col, k < w.rows ? w.cols - col : 0);
+      factors[n] = k < w.rows ? x(row, k) : 0.0f;
+    }
+#pragma unroll
+    for (int n = 0; n < ahead; ++n) {
+      float each[8];
+      weights[n].widen(each);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) sum[j] += factors[n] * each[j];
+    }
   }
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
@@ -91,13 +105,8 @@ __global__ void __launch_bounds__(matvec_threads)
 #pragma unroll 4
   for (Index k = 8 * lane; k < w.cols; k += 256) {
     float weights[8], factors[8];
-    if (aligned && k + 8 <= w.cols) {
-      load_eight(from + k, weights);
-      load_eight(in + k, factors);
-    } else {
-      load_some(from + k, w.cols - k, weights);
-      load_some(in + k, w.cols - k, factors);
-    }
+    load_eight<aligned>(from + k, w.cols - k).widen(weights);
+    load_eight<aligned>(in + k, w.cols - k).widen(factors);
 #pragma unroll
     for (int j = 0; j < 8; ++j) sum += factors[j] * weights[j];
   }
