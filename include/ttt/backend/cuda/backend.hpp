@@ -215,10 +215,11 @@ class Backend {
   void attention_backward(In q, CacheIn keys, CacheIn values, AttentionShape shape, In o, In lse,
                           In dout, Out dq, Out dkeys, Out dvalues, Index first) const {
     if constexpr (fast) {
-      if (Launch::attention_backward_bfloat16(next(), q, keys, values, shape, o, lse, dout, dq,
-                                              dkeys, dvalues, first)) {
-        return;
-      }
+      const auto start = [&](void* scratch) {
+        return Launch::attention_backward_bfloat16(next(), q, keys, values, shape, o, lse, dout, dq,
+                                                   dkeys, dvalues, first, scratch);
+      };
+      if (device_->with_scratch(Launch::attention_backward_scratch(shape, q.rows), start)) return;
     }
     Launch::attention_backward(next(), false, {q, {}}, Keys{keys, values, {}, {}}, shape, {o, {}},
                                {lse, {}}, {dout, {}}, dq, dkeys, dvalues, first);

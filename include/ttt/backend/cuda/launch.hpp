@@ -82,21 +82,22 @@ struct [[gnu::visibility("hidden")]] Launch {
 
   /// On tensor cores, what is multiplied rounded to bfloat16. False, and nothing done, where there
   /// are no kernels: other heads than 64, 80, 96 and 128, rows that do not lie in fours of floats.
+  /// Scratch, as many bytes as a function says, begins at a multiple of 16.
   static bool attention_bfloat16(Stream, View<const S> q, Cache<const bfloat16> keys,
                                  Cache<const bfloat16> values, AttentionShape, View<S> o,
                                  View<S> lse);
-  static bool attention_backward_bfloat16(Stream, View<const S> q, Cache<const bfloat16> keys,
-                                          Cache<const bfloat16> values, AttentionShape,
-                                          View<const S> o, View<const S> lse, View<const S> dout,
-                                          View<S> dq, View<S> dkeys, View<S> dvalues, Index first);
+  static Index attention_backward_scratch(AttentionShape, Index rows);  // bytes
+  static bool attention_backward_bfloat16(
+      Stream, View<const S> q, Cache<const bfloat16> keys, Cache<const bfloat16> values,
+      AttentionShape, View<const S> o, View<const S> lse, View<const S> dout, View<S> dq,
+      View<S> dkeys, View<S> dvalues, Index first, void* scratch);
 
-  /// The tangents of both, likewise; o and lse are what the value forms gave. `scratch` has as many
-  /// bytes as attention_backward_tangent_scratch says, from a multiple of 16 on.
+  /// The tangents of both, likewise; o and lse are what the value forms gave.
   static bool attention_tangent_bfloat16(Stream, Operand<S> q, Cache<const bfloat16> keys,
                                          Cache<const bfloat16> values, View<const S> tkeys,
                                          View<const S> tvalues, AttentionShape, View<const S> o,
                                          View<const S> lse, View<S> to, View<S> tlse);
-  static Index attention_backward_tangent_scratch(AttentionShape, Index rows);
+  static Index attention_backward_tangent_scratch(AttentionShape, Index rows);  // bytes
   static bool attention_backward_tangent_bfloat16(
       Stream, Operand<S> q, Cache<const bfloat16> keys, Cache<const bfloat16> values,
       View<const S> tkeys, View<const S> tvalues, AttentionShape, Operand<S> o, Operand<S> lse,

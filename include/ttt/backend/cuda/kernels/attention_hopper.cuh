@@ -10,54 +10,11 @@
 /// heads are small: at D = 64 they take as long as the products.
 #pragma once
 
-#include <algorithm>
-
-#include <ttt/backend/cuda/kernels/wgmma.cuh>
+#include <ttt/backend/cuda/kernels/hopper_streams.cuh>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 namespace {
-
-/// Rows of a streamed tile.
-constexpr int hopper_rows = 128;
-
-/// The window as seen from query `first` of a block's queries: positions relative to that, clamped
-/// so that they fit.
-struct LocalWindow {
-  int before;  // keys before that query
-  int window;
-
-  __device__ LocalWindow(const AttentionShape& shape, Index first)
-      : before(clamp(shape.position + first)), window(clamp(shape.window)) {}
-
-  /// The first key that query i sees.
-  __device__ int begin(int i) const { return i - window + 1 > -before ? i - window + 1 : -before; }
-  __device__ bool sees(int i, int j) const { return j <= i && j >= begin(i); }
-  /// Whether all of `queries` from i on see all of `keys` from j on.
-  __device__ bool all_seen(int i, int queries, int j, int keys) const {
-    return j + keys - 1 <= i && j >= begin(i + queries - 1);
-  }
-
- private:
-  __device__ static int clamp(Index n) {
-    constexpr Index most = Index{1} << 30;
-    return static_cast<int>(n < most ? n : most);
-  }
-};
-
-/// This thread's place in the 64 rows of its group's sums, and in 8 of their columns.
-__device__ inline int group_row(int e) {
-  return static_cast<int>(threadIdx.x) % group_threads / 32 * 16 +
-         static_cast<int>(threadIdx.x) % 32 / 4 + 8 * (e / 2);
-}
-__device__ inline int group_col(int e) {
-  return 2 * (static_cast<int>(threadIdx.x) % 4) + e % 2;
-}
-template <class F>
-__device__ float over_quad(float x, const F& f) {
-  x = f(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return f(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
 
 /// 64 rows of a matrix in float, rounded, as a left operand; zeros from row `count` on.
 template <int D>
@@ -77,49 +34,27 @@ __device__ void load_left(const View<const float>& from, Index first, int count,
   }
 }
 
-constexpr float log2_of_e = 1.44269504f;
+/// Of 16 exponentials, so many are computed by products.
+constexpr int polynomials = 0;
 
-/// Keys and values of one head, a tile after the other from the newest to the oldest.
-template <int D>
-struct CachedTiles {
-  const bfloat16* keys;
-  const bfloat16* values;
-  int slots, slot;  // the one of a tile's first row
-  TileCopy<D, hopper_rows> copy;
-
-  __device__ CachedTiles(const Cache<const bfloat16>& key_cache,
-                         const Cache<const bfloat16>& value_cache, Index head, Index position)
-      : keys(key_cache.data + head * key_cache.slots * D),
-        values(value_cache.data + head * value_cache.slots * D),
-        slots(static_cast<int>(key_cache.slots)),
-        slot(static_cast<int>((position + slots * Index{hopper_rows}) % slots)) {}
-
-  /// Of the tile's rows those from `begin` to `end` are there; the others become zeros.
-  __device__ void bring(const bfloat16* from, unsigned tile, int begin, int end) const {
-    if (begin <= 0 && end >= hopper_rows && slot + hopper_rows <= slots) {
-      copy.all(tile, from + static_cast<Index>(slot) * D);
-    } else {
-      copy.some(tile, begin, end, [&](int row) {
-        int at = slot + row;
-        while (at >= slots) at -= slots;
-        return from + static_cast<Index>(at) * D;
-      });
-    }
-  }
-  __device__ void step_back() {
-    slot -= hopper_rows;
-    while (slot < 0) slot += slots;
-  }
-};
+/// The same, not from the unit for exponentials: to 1e-4 of it, for x from -126 to 127.
+__device__ inline float exp2_by_products(float x) {
+  x = fmaxf(x, -126.0f);
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const float shifted = x + magic, f = x - (shifted - magic);
+  const float p =
+      fmaf(fmaf(fmaf(0.0558382829f, f, 0.242639479f), f, 0.693136734f), f, 0.999924557f);
+  return __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));
+}
 
 template <int D>
 struct ForwardShape {
   static constexpr int groups = 2;  // that multiply
   static constexpr int rows = 64 * groups;
+  static constexpr int columns = 128;  // keys of a tile
   static constexpr int threads = group_threads * (groups + 1);
-  using Keys = Tile<D, hopper_rows>;
-  static constexpr int stages = D <= 96 ? 4 : 3;
-  static constexpr int shared_bytes = 2 * stages * Keys::bytes + 1024;
+  using Stream = KeyStream<D, columns, D <= 96 ? 4 : 3>;
+  static constexpr int shared_bytes = Stream::bytes + 1024;
 };
 
 template <int D>
@@ -129,42 +64,23 @@ __global__ void __launch_bounds__(ForwardShape<D>::threads, 1)
                             View<float> lse) {
   if constexpr (hopper_code) {
     using Shape = ForwardShape<D>;
-    using Keys = typename Shape::Keys;
-    constexpr int stages = Shape::stages, columns = hopper_rows;
+    using Stream = typename Shape::Stream;
+    using Keys = typename Stream::Keys;
+    constexpr int columns = Shape::columns, chains = 4;
     extern __shared__ unsigned char dynamic[];
-    __shared__ RingBarriers<stages> key_ring, value_ring;
-    const unsigned tiles = (shared_address(dynamic) + 1023) / 1024 * 1024;
-    const auto key_tile = [&](int n) { return tiles + n % stages * 2 * Keys::bytes; };
-    const auto value_tile = [&](int n) { return key_tile(n) + Keys::bytes; };
-
+    __shared__ Stream stream;
+    const unsigned memory = aligned_address(dynamic);
     const Index head = blockIdx.y, key_head = head / (shape.heads / shape.key_heads);
     const Index first = static_cast<Index>(gridDim.x - 1 - blockIdx.x) * Shape::rows;
     const int count = static_cast<int>(q.rows - first < Shape::rows ? q.rows - first : Shape::rows);
     const LocalWindow window(shape, first);
-    const int begin = window.begin(0);
-    const int tile_count = (Shape::rows - begin + columns - 1) / columns;
-    const auto tile_begin = [&](int n) { return Shape::rows - (n + 1) * columns; };
-    const int group = static_cast<int>(threadIdx.x) / group_threads;
-    if (threadIdx.x == 0) {
-      key_ring.init(4 * Shape::groups);
-      value_ring.init(4 * Shape::groups);
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    }
-    __syncthreads();
+    const KeyTiles<columns> tiles(window, Shape::rows, count);
+    const int group = group_index();
+    stream.init(Shape::groups);
 
     if (group == Shape::groups) {
       give_registers<24>();
-      CachedTiles<D> cached(keys, values, key_head, shape.position + first + tile_begin(0));
-      for (int n = 0; n < tile_count; ++n) {
-        const int j = tile_begin(n);
-        key_ring.wait_empty(n);
-        cached.bring(cached.keys, key_tile(n), begin - j, count - j);
-        arrive_with_copies(&key_ring.full[n % stages]);
-        value_ring.wait_empty(n);
-        cached.bring(cached.values, value_tile(n), begin - j, count - j);
-        arrive_with_copies(&value_ring.full[n % stages]);
-        cached.step_back();
-      }
+      stream.bring_all(memory, keys, values, key_head, shape.position + first, tiles);
     } else {
       take_registers<240>();
       LeftOperand<D / 16> queries;
@@ -178,24 +94,17 @@ __global__ void __launch_bounds__(ForwardShape<D>::threads, 1)
 
       const auto multiply_scores = [&](int n) {
         begin_products();
-#pragma unroll
-        for (int k = 0; k < D / 16; ++k) {
-          multiply_add<Depth::Channels>(scores, queries[k], Keys::along_channels(key_tile(n), k),
-                                        k > 0);
-        }
+        multiply_channels<Keys>(scores, queries, Stream::key_tile(memory, n));
         commit_products();
       };
       const auto multiply_values = [&](int n) {
         begin_products();
-#pragma unroll
-        for (int k = 0; k < columns / 16; ++k) {
-          multiply_add<Depth::Rows>(out, weights[k], Keys::along_rows(value_tile(n), k), true);
-        }
+        add_products_of_rows<Keys>(out, weights, Stream::value_tile(memory, n));
         commit_products();
       };
       // Scores become weights relative to the greatest score, or to an older one within 2^8 of it.
       const auto exponentials = [&](int n) {
-        const int i = 64 * group, j = tile_begin(n);
+        const int i = 64 * group, j = tiles.first(n);
         if (!window.all_seen(i, 64, j, columns)) {
 #pragma unroll
           for (int e = 0; e < columns / 2; ++e) {
@@ -204,25 +113,38 @@ __global__ void __launch_bounds__(ForwardShape<D>::threads, 1)
             }
           }
         }
+        // Several chains of comparisons and of sums: one would wait for itself.
+        float now[2][chains], part[2][chains] = {}, base[2];
+#pragma unroll
+        for (int e = 0; e < columns / 2; e += 2) {
+          float& most_of = now[e / 2 % 2][e / 4 % chains];
+          most_of =
+              fmaxf(e / 4 < chains ? most[e / 2 % 2] : most_of, fmaxf(scores[e], scores[e + 1]));
+        }
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          float now = most[r];
 #pragma unroll
-          for (int e = 2 * r; e < columns / 2; e += 4) {
-            now = fmaxf(now, fmaxf(scores[e], scores[e + 1]));
-          }
-          now = over_quad(now, [](float a, float b) { return fmaxf(a, b); });
-          const float growth = (now - most[r]) * scale;
+          for (int c = 1; c < chains; ++c) now[r][0] = fmaxf(now[r][0], now[r][c]);
+          const float greatest = over_quad(now[r][0], [](float a, float b) { return fmaxf(a, b); });
+          const float growth = (greatest - most[r]) * scale;
           shrink[r] = growth > 8 ? exp2_of(-growth) : 1.0f;
-          if (growth > 8) most[r] = now;
-          const float base = most[r] == -INFINITY ? 0.0f : most[r] * scale;
-          sum[r] *= shrink[r];
+          if (growth > 8) most[r] = greatest;
+          base[r] = most[r] == -INFINITY ? 0.0f : most[r] * scale;
+        }
 #pragma unroll
-          for (int e = 2 * r; e < columns / 2; e += 4) {
-            scores[e] = exp2_of(fmaf(scores[e], scale, -base));
-            scores[e + 1] = exp2_of(fmaf(scores[e + 1], scale, -base));
-            sum[r] += scores[e] + scores[e + 1];
-          }
+        for (int e = 0; e < columns / 2; e += 2) {
+          const int r = e / 2 % 2;
+          const float x = fmaf(scores[e], scale, -base[r]),
+                      y = fmaf(scores[e + 1], scale, -base[r]);
+          scores[e] = exp2_of(x);
+          scores[e + 1] = e / 4 % 8 < polynomials ? exp2_by_products(y) : exp2_of(y);
+          part[r][e / 4 % chains] += scores[e] + scores[e + 1];
+        }
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+#pragma unroll
+          for (int c = 1; c < chains; ++c) part[r][0] += part[r][c];
+          sum[r] = fmaf(sum[r], shrink[r], part[r][0]);
         }
       };
       const auto shrink_sums = [&] {
@@ -230,9 +152,10 @@ __global__ void __launch_bounds__(ForwardShape<D>::threads, 1)
 #pragma unroll
         for (int i = 0; i < D / 2; ++i) out[i] *= shrink[i / 2 % 2];
       };
-      const auto await_keys = [&](int n) {
-        if (n >= tile_count) return;
-        key_ring.wait_full(n);
+      // The keys of tile n and the values of the one before.
+      const auto await_tiles = [&](int n) {
+        if (n < tiles.count) stream.keys.wait_full(n);
+        if (n > 0) stream.values.wait_full(n - 1);
         show_copies();
       };
       // One group multiplies while the others take exponentials.
@@ -240,33 +163,29 @@ __global__ void __launch_bounds__(ForwardShape<D>::threads, 1)
       const auto pass_turn = [&] { pass(1 + (group + 1) % Shape::groups, 2 * group_threads); };
       if (group == Shape::groups - 1) pass_turn();
 
-      await_keys(0);
+      await_tiles(0);
       multiply_scores(0);
       wait_products<0>(scores);
-      key_ring.release(0);
+      stream.keys.release(0);
       exponentials(0);
       round_sums(scores, weights);
-      await_keys(1);
-      for (int n = 1; n < tile_count; ++n) {
+      await_tiles(1);
+      for (int n = 1; n < tiles.count; ++n) {
         take_turn();
         multiply_scores(n);
-        value_ring.wait_full(n - 1);
-        show_copies();
         multiply_values(n - 1);
         pass_turn();
         wait_products<1>(scores);
-        key_ring.release(n);
+        stream.keys.release(n);
         exponentials(n);
         keep_order(scores);
-        await_keys(n + 1);  // a loop: the compiler waits for products no earlier than here
+        await_tiles(n + 1);  // a loop: the compiler waits for products no earlier than here
         wait_products<0>(out);
-        value_ring.release(n - 1);
+        stream.values.release(n - 1);
         shrink_sums();
         round_sums(scores, weights);
       }
-      value_ring.wait_full(tile_count - 1);
-      show_copies();
-      multiply_values(tile_count - 1);
+      multiply_values(tiles.count - 1);
       wait_products<0>(out);
 
 #pragma unroll
@@ -287,38 +206,6 @@ __global__ void __launch_bounds__(ForwardShape<D>::threads, 1)
       }
     }
   }
-}
-
-/// Rows that can be read and written by pairs or fours of floats; absent ones can.
-inline bool in_fours_of_floats(const View<const float>& v) {
-  return v.empty() || (reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0 && v.stride % 4 == 0);
-}
-/// Caches that can be read 16 bytes at a time, and whose slots can be counted in an int.
-inline bool in_chunks(const Cache<const bfloat16>& c) {
-  return reinterpret_cast<std::uintptr_t>(c.data) % 16 == 0 && c.slots < (Index{1} << 24);
-}
-constexpr Index least_hopper_queries = 64;
-
-/// Calls f with the head size as a type, if there is a kernel for it; says whether there is.
-template <class F>
-bool with_hopper_head(Index d, const F& f) {
-  switch (d) {
-    case 64: return f(std::integral_constant<int, 64>());
-    case 80: return f(std::integral_constant<int, 80>());
-    case 96: return f(std::integral_constant<int, 96>());
-    case 128: return f(std::integral_constant<int, 128>());
-    default: return false;
-  }
-}
-/// Lets a kernel have that much shared memory; says whether it can.
-template <class Kernel>
-bool with_shared_memory(Kernel* kernel, int bytes) {
-  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) ==
-      cudaSuccess) {
-    return true;
-  }
-  static_cast<void>(cudaGetLastError());
-  return false;
 }
 
 }  // namespace

@@ -42,8 +42,19 @@ bool runs_hopper_code() {
 /// Threads that issue a product together.
 constexpr int group_threads = 128;
 
+/// Which 128 threads of the block this one belongs to, as a number the compiler knows to be the
+/// same in a warp.
+__device__ inline int group_index() {
+  return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / group_threads, 0);
+}
+
 __device__ inline unsigned shared_address(const void* at) {
   return static_cast<unsigned>(__cvta_generic_to_shared(at));
+}
+
+/// Where tiles may begin in memory that has 1024 bytes to spare.
+__device__ inline unsigned aligned_address(const void* at) {
+  return (shared_address(at) + 1023) / 1024 * 1024;
 }
 
 /// Where things lie in a tile in shared memory, which begins at a multiple of 1024 bytes: blocks of
@@ -55,26 +66,33 @@ struct Tile {
   static constexpr int pitch = 16 * chunks;
   static constexpr int block = rows * pitch;
   static constexpr int bytes = 2 * rows * D;
-  static constexpr std::uint64_t layout = chunks == 8 ? 1 : chunks == 4 ? 2 : 3;
+  static constexpr int channels = D;
+  static constexpr unsigned layout = chunks == 8 ? 1 : chunks == 4 ? 2 : 3;
 
   /// The byte at which a chunk begins.
   __device__ static int at(int row, int chunk) {
     return chunk / chunks * block + row * pitch + 16 * (chunk % chunks ^ row * chunks / 8 % chunks);
   }
-  /// An operand whose depth are 16 channels: those of step `step`.
-  __device__ static std::uint64_t along_channels(unsigned tile, int step) {
-    return describe(tile +
-                    static_cast<unsigned>(2 * step / chunks * block + 2 * step % chunks * 16));
+  /// A tile as an operand: the lower half of its descriptor. Steps of 16 channels or 16 rows of
+  /// depth are a constant away, so that each costs one addition.
+  __device__ static unsigned operand(unsigned tile) {
+    return (tile & 0x3ffff) >> 4 | static_cast<unsigned>(block / 16) << 16;
   }
-  /// An operand whose depth are 16 rows: those of step `step`.
-  __device__ static std::uint64_t along_rows(unsigned tile, int step) {
-    return describe(tile + static_cast<unsigned>(16 * step * pitch));
+  __device__ static std::uint64_t along_channels(unsigned operand, int step) {
+    return describe(operand +
+                    static_cast<unsigned>(2 * step / chunks * block / 16 + 2 * step % chunks));
+  }
+  __device__ static std::uint64_t along_rows(unsigned operand, int step) {
+    return describe(operand + static_cast<unsigned>(step * pitch));
   }
 
  private:
-  __device__ static std::uint64_t describe(unsigned address) {
-    return (address & 0x3ffff) >> 4 | std::uint64_t{block / 16} << 16 |
-           std::uint64_t{8 * pitch / 16} << 32 | layout << 62;
+  __device__ static std::uint64_t describe(unsigned low) {
+    std::uint64_t both;
+    asm("mov.b64 %0, {%1, %2};"
+        : "=l"(both)
+        : "r"(low), "r"(static_cast<unsigned>(8 * pitch / 16 | layout << 30)));
+    return both;
   }
 };
 
@@ -171,6 +189,9 @@ __device__ inline unsigned rounded_pair(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
 }
+__device__ inline float rounded(float x) {
+  return __uint_as_float(rounded_pair(0.0f, x) & 0xffff0000u);
+}
 /// Sums, rounded, as the left operand of the next product.
 template <int n>
 __device__ void round_sums(const float (&sums)[n], LeftOperand<n / 8>& out) {
@@ -179,6 +200,52 @@ __device__ void round_sums(const float (&sums)[n], LeftOperand<n / 8>& out) {
     out[i / 4][i % 4] = rounded_pair(sums[2 * i], sums[2 * i + 1]);
   }
 }
+/// 64 rows of a tile as a left operand in registers: read once, where a tile would be read again
+/// for every product.
+template <class From, int k>
+__device__ void load_left_rows(unsigned tile, LeftOperand<k>& out) {
+  static_assert(From::channels == 16 * k);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int i = 0; i < 4 * k; ++i) {
+    const int row = static_cast<int>(threadIdx.x) % group_threads / 32 * 16 + lane / 4 + i % 2 * 8;
+    asm volatile("ld.shared.b32 %0, [%1];"
+                 : "=r"(out[i / 4][i % 4])
+                 : "r"(tile + static_cast<unsigned>(From::at(row, i / 2) + lane % 4 * 4)));
+  }
+}
+/// sums = left · tileᵀ, along the channels.
+template <class Right, int n, int k>
+__device__ void multiply_channels(float (&sums)[n], const LeftOperand<k>& left, unsigned tile) {
+  static_assert(Right::channels == 16 * k);
+  const unsigned right = Right::operand(tile);
+#pragma unroll
+  for (int i = 0; i < k; ++i) {
+    multiply_add<Depth::Channels>(sums, left[i], Right::along_channels(right, i), i > 0);
+  }
+}
+/// The same for 64 rows of a tile.
+template <class Left, class Right, int n>
+__device__ void multiply_channels(float (&sums)[n], unsigned left_tile, unsigned tile) {
+  unsigned left = Left::operand(left_tile);
+  asm volatile("" : "+r"(left));  // or the descriptors of all steps are kept in registers
+  const unsigned right = Right::operand(tile);
+#pragma unroll
+  for (int i = 0; i < Right::channels / 16; ++i) {
+    multiply_add<Depth::Channels>(sums, Left::along_channels(left, i),
+                                  Right::along_channels(right, i), i > 0);
+  }
+}
+/// sums += left · tile, along the tile's rows.
+template <class Right, int n, int k>
+__device__ void add_products_of_rows(float (&sums)[n], const LeftOperand<k>& left, unsigned tile) {
+  const unsigned right = Right::operand(tile);
+#pragma unroll
+  for (int i = 0; i < k; ++i) {
+    multiply_add<Depth::Rows>(sums, left[i], Right::along_rows(right, i), true);
+  }
+}
+
 /// 2^x, flushing what is subnormal.
 __device__ inline float exp2_of(float x) {
   float y;
@@ -193,8 +260,19 @@ __device__ inline void barrier_init(std::uint64_t* barrier, int arrivals) {
                "r"(arrivals)
                : "memory");
 }
+/// Shows barriers that one thread has made to all threads of the block.
+__device__ inline void share_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  __syncthreads();
+}
 __device__ inline void barrier_arrive(std::uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+}
+/// Arrives when all that this thread copies has arrived. Whoever waits for it calls `show_copies`
+/// before the tensor cores read.
+__device__ inline void arrive_with_copies(std::uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
                : "memory");
 }
 /// Waits for the end of a phase: the first has parity 0.
@@ -234,11 +312,18 @@ struct RingBarriers {
       barrier_init(&empty[i], consumer_warps);
     }
   }
-  __device__ void wait_full(int n) { barrier_wait(&full[n % stages], n / stages % 2); }
-  __device__ void wait_empty(int n) { barrier_wait(&empty[n % stages], n / stages % 2 ^ 1); }
+  /// The barrier of place n.
+  __device__ static constexpr unsigned place(int n) { return static_cast<unsigned>(n) % stages; }
+  __device__ static constexpr unsigned round(int n) {
+    return static_cast<unsigned>(n) / stages % 2;
+  }
+  __device__ void wait_full(int n) { barrier_wait(&full[place(n)], round(n)); }
+  __device__ void wait_empty(int n) { barrier_wait(&empty[place(n)], round(n) ^ 1); }
+  /// When what this thread copies has arrived.
+  __device__ void fill(int n) { arrive_with_copies(&full[place(n)]); }
   /// By a whole warp that is done with what it waited for.
   __device__ void release(int n) {
-    if (threadIdx.x % 32 == 0) barrier_arrive(&empty[n % stages]);
+    if (threadIdx.x % 32 == 0) barrier_arrive(&empty[place(n)]);
   }
 };
 
@@ -248,12 +333,6 @@ struct RingBarriers {
 __device__ inline void copy_chunk(unsigned to, const void* from, bool there = true) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                "r"(there ? 16 : 0)
-               : "memory");
-}
-/// Arrives when all that this thread copies has arrived. Whoever waits for it calls `show_copies`
-/// before the tensor cores read.
-__device__ inline void arrive_with_copies(std::uint64_t* barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
                : "memory");
 }
 __device__ inline void show_copies() {
