@@ -48,6 +48,7 @@ struct Backend {
   }
   void to_device(const float*, float*, Index) const {}
   void to_device(const Token*, Token*, Index) const {}
+  void to_device(const bfloat16*, bfloat16*, Index) const {}
   void to_host(const float*, float*, Index) const {}
   void to_host(const bfloat16*, bfloat16*, Index) const {}
   void copy(const float*, float*, Index) const {}

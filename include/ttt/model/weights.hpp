@@ -30,6 +30,7 @@ class Weights {
   /// What a parameter tree points into; whoever builds Weights fills it.
   struct Memory {
     std::vector<typename B::template Buffer<Scalar>> buffers;
+    std::vector<typename B::template Buffer<bfloat16>> narrow;
     std::shared_ptr<const void> file;
   };
 

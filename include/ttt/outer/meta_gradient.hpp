@@ -93,6 +93,7 @@ class MetaGradient {
                        std::span<const std::uint8_t> counts, Scalar* gradient,
                        const LearnerType& learner) {
     const Index batch = check(tokens, counts);
+    check_head(parameters);
     const double share = 1.0 / static_cast<double>(batch);
     BatchLoss result;
     result.sequences.resize(static_cast<std::size_t>(batch));
@@ -143,6 +144,14 @@ class MetaGradient {
     Pass pass;
     std::exception_ptr failure;
   };
+
+  /// A square head of its own that a file holds as [out, in]: nobody could tell how its gradient is
+  /// to lie.
+  void check_head(const Tree& parameters) const {
+    const auto head = model_.head(parameters);
+    if (Model::has_tied_head || !head.transposed || head.rows != head.cols) return;
+    detail::fail("training: a square head stored as [out, in] must be copied first");
+  }
 
   Index check(std::span<const Token> tokens, std::span<const std::uint8_t> counts) const {
     const auto each = static_cast<std::size_t>(plan_.length) + 1;

@@ -234,8 +234,8 @@ class Backend {
                            true);
       if (!tdh.empty()) matmul(tz, head.transpose(), tdh.rows_at(first, rows), Write::Replace);
       if (tdhead.empty()) return;
-      const auto both = [&](In hidden, In logits) {  // in the layout of the head
-        if (head.transposed) {
+      const auto both = [&](In hidden, In logits) {
+        if (is_embedding(tdhead, head)) {
           matmul_gradient(logits, hidden, tdhead, Write::Add);
         } else {
           matmul_gradient(hidden, logits, tdhead, Write::Add);
