@@ -100,11 +100,11 @@ std::string of(const TemporaryFolder& folder) {
 }
 
 template <class Model = Host>
-std::string refused(const TemporaryFolder& folder, const LoadOptions& options = {}) {
+std::string refused(const TemporaryFolder& folder, const HostOptions& options = {}) {
   return thrown<FormatError>([&] { (void)load_host<Model>(of(folder), Cpu(1), options); });
 }
 template <class Model = Host>
-std::string refused(const Draft& draft, const LoadOptions& options = {}) {
+std::string refused(const Draft& draft, const HostOptions& options = {}) {
   const TemporaryFolder folder;
   draft.write(folder);
   return refused<Model>(folder, options);
@@ -115,7 +115,7 @@ std::vector<Token> text() {
 }
 
 template <class Model = Host, class S = float>
-std::vector<S> scores(const TemporaryFolder& folder, const LoadOptions& options = {}) {
+std::vector<S> scores(const TemporaryFolder& folder, const HostOptions& options = {}) {
   const auto tokens = text();
   Session session(load_host<Model>(of(folder), eigen::Backend<S>(1), options),
                   NoLearning{.chunk = 16}, {.max_tokens = 40});
@@ -313,7 +313,7 @@ TEST_CASE("load_host: what the file lacks can be supplied, but not overruled") {
   draft.config.erase("tie_word_embeddings");
   const TemporaryFolder folder;
   draft.write(folder);
-  const LoadOptions options{.config = io::Json::Object({{"tie_word_embeddings", false}})};
+  const HostOptions options{.config = io::Json::Object({{"tie_word_embeddings", false}})};
   CHECK(load_host<Host>(of(folder), Cpu(1), options).config().width == 32);
   CHECK(contains(refused(Draft(), options), "\"tie_word_embeddings\" occurs twice"));
 }

@@ -82,6 +82,9 @@ struct Backend {
   void swiglu_tangent(In, In, In, In, V) const {}
   void swiglu_backward_tangent(In, In, In, In, In, In, V, V) const {}
 
+  void chunk_conv(In, W, Index, V) const {}
+  void chunk_conv_backward(In, W, Index, In, V, Write, V) const {}
+
   void store(In, Cache<float>, Index) const {}
   void attention(In, Cache<const float>, Cache<const float>, AttentionShape, V, V) const {}
   using Keys = Cache<const float>;

@@ -40,7 +40,8 @@ class HostGolden {
   }
   template <class Model, class B>
   Weights<Model, B> weights(const B& backend, const std::string& prefix = "params.") const {
-    return io::load_host_weights<Model>(io::Shards::of(file_), config<Model>(), backend, prefix);
+    return io::load_host_weights<Model>({io::Shards::of(file_), nullptr}, config<Model>(), backend,
+                                        prefix);
   }
 
   template <class T>

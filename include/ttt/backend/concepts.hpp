@@ -59,6 +59,9 @@ struct AttentionShape {
   TTT_HD constexpr Index first_key(Index p) const { return p < window ? 0 : p - window + 1; }
 };
 
+/// The most taps of a convolution.
+inline constexpr Index most_taps = 15;
+
 /// Whether the gradient of a head lies as (words, width), as an embedding does: its shape tells; a
 /// square one lies as the head lies.
 template <class Scalar>
@@ -134,6 +137,8 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   b.swiglu_backward(in, in, in, out, out);
   b.swiglu_tangent(in, in, in, in, out);
   b.swiglu_backward_tangent(in, in, in, in, in, in, out, out);
+  b.chunk_conv(in, weight, n, out);
+  b.chunk_conv_backward(in, weight, n, in, out, write, out);
   // Attention.
   b.store(in, cache, n);
   b.attention(in, read_cache, read_cache, shape, out, out);

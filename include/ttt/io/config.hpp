@@ -141,7 +141,9 @@ namespace io {
 /// ("interleaved": the format knew no other), rope_scaling (none), and qk_norm, pre_norm,
 /// post_norm, which the type decides and which are compared where they are given. Where attention
 /// differs from block to block, seq_modeling_block is "mixed" and full_attention_layers lists the
-/// blocks with full attention. Other members are ignored.
+/// blocks with full attention. Where InPlaceMLPs learn, in_place_layers
+/// lists their blocks, in_place_projection (false) says whether they project, and in_place_target
+/// from what they learn ("hidden_states" or "input_embed"). Other members are ignored.
 ///
 /// Throws FormatError, opening with `what`, when a member is missing or of the wrong kind or sizes
 /// do not fit together, and one that lists every difference between file and type.
@@ -181,6 +183,20 @@ Config read_config(const Json& json, std::string_view what) {
     config.window = read.size_or("sliding_window_size", 0);
     config.full_attention = detail::read_blocks(read.at("full_attention_layers"),
                                                 read.named("full_attention_layers"), blocks);
+  }
+  if (read.has("in_place_layers")) {
+    config.in_place = detail::read_blocks(read.at("in_place_layers"), read.named("in_place_layers"),
+                                          config.prefix_blocks);
+    config.in_place_projection = read.flag_or("in_place_projection", false);
+    differences.compare("learning in place", true, Model::has_in_place);
+    if (Model::has_in_place) {
+      const auto target = [](bool embeddings) {
+        return std::string_view(embeddings ? "input_embed" : "hidden_states");
+      };
+      const std::string stored = read.text("in_place_target");
+      differences.compare("in_place_target", std::string_view(stored),
+                          target(Model::learns_embeddings));
+    }
   }
   if (read.has("rope_scaling")) {
     config.rope_scaling =
@@ -256,6 +272,12 @@ Json write_config(const Config& config) {
   if (config.window > 0) members.emplace_back("sliding_window_size", config.window);
   if (Model::is_mixed) {
     members.emplace_back("full_attention_layers", detail::write_blocks(config.full_attention));
+  }
+  if (!config.in_place.empty()) {
+    members.emplace_back("in_place_layers", detail::write_blocks(config.in_place));
+    members.emplace_back("in_place_projection", config.in_place_projection);
+    members.emplace_back("in_place_target",
+                         Model::learns_embeddings ? "input_embed" : "hidden_states");
   }
   if (config.rope_scaling.factor != 0) {
     members.emplace_back("rope_scaling", detail::write_rope_scaling(config.rope_scaling));

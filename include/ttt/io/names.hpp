@@ -34,6 +34,9 @@ inline StoredName authors_name(const ParameterName& name) {
     return {storage + "feed_forward_prime." + tensor + ".weight", name.suffix_block};
   }
   const std::string blocks = model + "h.blocks.";
+  if (name.role == Role::InPlaceTarget) {  // not in all blocks, so not stacked; ours
+    return {blocks + std::to_string(name.block) + ".feed_forward.ttt_" + tensor + ".weight"};
+  }
   const bool is_attention = name.layer == "attention";
   if (is_outer_norm)
     return {blocks + (is_attention ? "seq_" : "ffn_") + tensor + ".weight", name.block};
@@ -41,8 +44,9 @@ inline StoredName authors_name(const ParameterName& name) {
           name.block};
 }
 
-/// What Hugging Face's Llama and Qwen3 call a parameter; empty for one that they do not have. Their
-/// matrices are stored [out, in].
+/// What Hugging Face's Llama and Qwen3 call a parameter, and In-Place TTT's authors what they add;
+/// empty for one that these do not have. Matrices are stored [out, in], except that the projection
+/// is used as it lies and the convolution is [width, 1, taps].
 inline std::string hugging_face_name(const ParameterName& name) {
   if (name.role == Role::Embedding) return "model.embed_tokens.weight";
   if (name.role == Role::Head) return "lm_head.weight";
@@ -58,7 +62,9 @@ inline std::string hugging_face_name(const ParameterName& name) {
       {"mlp.norm", "post_attention_layernorm"},
       {"mlp.w1", "mlp.gate_proj"},
       {"mlp.w2", "mlp.down_proj"},
-      {"mlp.w3", "mlp.up_proj"}};
+      {"mlp.w3", "mlp.up_proj"},
+      {"mlp.conv", "mlp.ttt_conv"},
+      {"mlp.projection", "mlp.ttt_proj"}};
   const std::string ours = std::string(name.layer) + "." + std::string(name.tensor);
   for (const auto& [key, theirs] : names) {
     if (key != ours) continue;

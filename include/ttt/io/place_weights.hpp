@@ -15,7 +15,8 @@
 namespace ttt::inline TTT_ABI {
 namespace io {
 
-/// The part of a file's tensor that one parameter is.
+/// The part of a file's tensor that one parameter is; without an info, no file has it, and it
+/// starts as in_place_start() says.
 struct StoredTensor {
   const SafeTensors* file = nullptr;
   const TensorInfo* info = nullptr;
@@ -45,7 +46,7 @@ template <class Model, Backend B, class Find>
 Weights<Model, B> place_weights(const Model& model, const B& backend,
                                 std::shared_ptr<const void> owner, const Find& find) {
   using Scalar = typename B::Scalar;
-  enum class How { InPlace, InPlaceNarrow, Copied, CopiedNarrow };
+  enum class How { InPlace, InPlaceNarrow, Copied, CopiedNarrow, Made };
   struct Place {
     StoredTensor at;
     How how;
@@ -57,6 +58,11 @@ Weights<Model, B> place_weights(const Model& model, const B& backend,
   Model::each(
       [&](const ParameterName& name, const Shape& shape) {
         const StoredTensor at = find(name, shape);
+        if (at.info == nullptr) {
+          to_copy += shape.size();
+          places.push_back({at, How::Made});
+          return;
+        }
         const bool narrow = at.info->dtype == DType::BF16 && at.file->aligned(*at.info);
         const bool same = at.info->dtype == dtype_of<Scalar> && at.file->aligned(*at.info);
         const How how = narrow ? (B::is_host ? How::InPlaceNarrow : How::CopiedNarrow)
@@ -74,7 +80,7 @@ Weights<Model, B> place_weights(const Model& model, const B& backend,
   std::vector<Scalar> staging;
   std::size_t next = 0;
   Model::each(
-      [&](const ParameterName&, const Shape& shape, Weight<Scalar>& leaf) {
+      [&](const ParameterName& name, const Shape& shape, Weight<Scalar>& leaf) {
         const auto& [at, how] = places[next++];
         const Index rows = at.transposed ? shape.cols : shape.rows;
         const Index cols = at.transposed ? shape.rows : shape.cols;
@@ -90,11 +96,18 @@ Weights<Model, B> place_weights(const Model& model, const B& backend,
           leaf = View<const bfloat16>(narrow_free, rows, cols);
           narrow_free += shape.size();
         } else {
-          TensorInfo part = *at.info;
-          part.begin += static_cast<std::size_t>(at.first) * size_of(part.dtype);
-          part.end = part.begin + static_cast<std::size_t>(shape.size()) * size_of(part.dtype);
-          staging.resize(part.size());
-          at.file->template copy_to<Scalar>(part, staging);
+          staging.resize(static_cast<std::size_t>(shape.size()));
+          if (how == How::Made) {
+            for (Index i = 0; i < shape.size(); ++i) {
+              staging[static_cast<std::size_t>(i)] =
+                  static_cast<Scalar>(in_place_start(name, i / cols, i % cols));
+            }
+          } else {
+            TensorInfo part = *at.info;
+            part.begin += static_cast<std::size_t>(at.first) * size_of(part.dtype);
+            part.end = part.begin + staging.size() * size_of(part.dtype);
+            at.file->template copy_to<Scalar>(part, staging);
+          }
           backend.to_device(staging.data(), free, shape.size());
           leaf = View<const Scalar>(free, rows, cols);
           free += shape.size();

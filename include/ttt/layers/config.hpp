@@ -52,7 +52,9 @@ struct Config {
   double eps = 0;   // of every norm
   Index chunk = 0;  // the chunk the model was trained to learn in; a hint for the learner
   RopeScaling rope_scaling = {};
-  BlockSet full_attention = {};  // of MixedAttention: the blocks that see everything
+  BlockSet full_attention = {};      // of MixedAttention: the blocks that see everything
+  BlockSet in_place = {};            // of InPlaceMLP: the blocks that learn
+  bool in_place_projection = false;  // whether those project what they learn
 };
 
 /// A size that is either part of a type or stored. Takes no room when it is part of the type.

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <ttt/layers/block.hpp>
+#include <ttt/layers/in_place_mlp.hpp>
 #include <ttt/ops/cross_entropy.hpp>
 
 namespace ttt::inline TTT_ABI {
@@ -67,7 +68,13 @@ class LanguageModel {
   static constexpr std::size_t prefix_depth = Prefix::depth;
   static constexpr std::size_t suffix_depth = Suffix::depth;
   static constexpr bool has_dynamic = SuffixBlock::FeedForward::has_dynamic;
+  static constexpr bool has_in_place = PrefixBlock::FeedForward::has_in_place;
+  static constexpr bool learns_embeddings = PrefixBlock::FeedForward::learns_embeddings;
   static constexpr bool has_tied_head = Head::tied;
+  static_assert(
+      !SuffixBlock::FeedForward::has_in_place,
+      "ttt: an InPlaceMLP belongs to the prefix, for no gradient is taken through what it "
+      "learns at test time: give the suffix another MLP, or use HostModel");
 
   template <class T>
   struct Parameters {
@@ -117,9 +124,18 @@ class LanguageModel {
   /// Throws when the Config lacks a size, disagrees with the type or asks for the impossible.
   explicit LanguageModel(const Config& config) : config_(with_depths(detail::complete(config))) {
     check_attention();
+    if (config_.in_place.end() > (has_in_place ? config_.prefix_blocks : 0)) {
+      detail::fail(has_in_place
+                       ? "Config: in_place has block " +
+                             std::to_string(config_.in_place.end() - 1) + ", but the prefix has " +
+                             std::to_string(config_.prefix_blocks)
+                       : "Config: in_place is for models with InPlaceMLP");
+    }
+    if (config_.in_place.empty()) config_.in_place_projection = false;
     for (Index i = 0; i < blocks(); ++i) {
       Config block = config_;
       if (config_.full_attention.has(i)) block.window = 0;
+      if (!config_.in_place.has(i)) block.in_place = {};
       if (i < config_.prefix_blocks) {
         prefix_.emplace_back(block);
       } else {
@@ -171,6 +187,11 @@ class LanguageModel {
     Parameters<T> tree;
     tree.prefix.resize(static_cast<std::size_t>(config_.prefix_blocks));
     tree.suffix.resize(static_cast<std::size_t>(config_.suffix_blocks));
+    if constexpr (has_in_place) {
+      for (std::size_t i = 0; i < prefix_.size(); ++i) {
+        prefix_[i].feed_forward().grow(tree.prefix[i].feed_forward);
+      }
+    }
     return tree;
   }
   /// One whose leaves have their shapes and no data: what a dry run computes with.
@@ -219,25 +240,45 @@ class LanguageModel {
   /// Blocks of the lower half, counting the first suffix block's attention as one.
   Index lower_blocks() const { return config_.prefix_blocks + (config_.suffix_blocks > 0 ? 1 : 0); }
 
+  /// The place of what block i of the prefix learns in closed form, in a tree of such; an empty
+  /// leaf for one that does not.
+  template <class T>
+  T in_place_update(const Parameters<T>& updates, Index i) const {
+    if constexpr (has_in_place) {
+      if (config_.in_place.has(i)) {
+        return PrefixBlock::FeedForward::update(
+            updates.prefix[static_cast<std::size_t>(i)].feed_forward);
+      }
+    }
+    return {};
+  }
+
   /// Block i of the lower half, (tokens, width) to the same; over h unless `keep`. Keys and values
-  /// go into the cache at the positions. With `keep`, `saved` is good for lower_backward.
+  /// go into the cache at the positions. With `keep`, `saved` is good for lower_backward. `pass` is
+  /// for an InPlaceMLP.
   template <class C, class Tensor, class Leaf, class Scalar>
   Tensor lower_forward(C& c, const Parameters<Leaf>& p, Index i, Tensor h, bool keep,
                        LowerSaved<Tensor>& saved, const Positions<Scalar>& at,
-                       const ops::KeyValues<Scalar>& cache) const {
+                       const ops::KeyValues<Scalar>& cache,
+                       const InPlacePass<Scalar>& pass = {}) const {
     if (i == config_.prefix_blocks) {
       return attend(c, suffix_.front(), p.suffix.front(), h, keep, saved.first, at, cache);
     }
     const auto n = static_cast<std::size_t>(i);
     h = attend(c, prefix_[n], p.prefix[n], h, keep, saved.prefix[n], at, cache);
-    return feed(c, prefix_[n], p.prefix[n], h, keep, saved.prefix[n]);
+    if constexpr (has_in_place) {
+      return feed(c, prefix_[n], p.prefix[n], h, keep, saved.prefix[n], pass);
+    } else {
+      return feed(c, prefix_[n], p.prefix[n], h, keep, saved.prefix[n]);
+    }
   }
 
   /// From the gradient of block i's result to that of its input.
   template <class C, class Tensor, class Leaf, class Gradient, class Scalar>
   Tensor lower_backward(C& c, const Parameters<Leaf>& p, Index i, const LowerSaved<Tensor>& saved,
                         Tensor dh, const Parameters<Gradient>& d, const Positions<Scalar>& at,
-                        const ops::KeyValues<Scalar>& cache) const {
+                        const ops::KeyValues<Scalar>& cache,
+                        const InPlacePass<Scalar>& pass = {}) const {
     if (i == config_.prefix_blocks) {
       return suffix_.front().attention().backward(c, p.suffix.front().attention,
                                                   saved.first.attention, dh,
@@ -245,8 +286,16 @@ class LanguageModel {
     }
     const auto n = static_cast<std::size_t>(i);
     const PrefixBlock& block = prefix_[n];
-    dh = block.feed_forward().backward(c, p.prefix[n].feed_forward, saved.prefix[n].feed_forward,
-                                       dh, d.prefix[n].feed_forward, true);
+    const auto back = [&](const auto&... more) {
+      return block.feed_forward().backward(c, p.prefix[n].feed_forward,
+                                           saved.prefix[n].feed_forward, dh,
+                                           d.prefix[n].feed_forward, true, more...);
+    };
+    if constexpr (has_in_place) {
+      dh = back(pass);
+    } else {
+      dh = back();
+    }
     return block.attention().backward(c, p.prefix[n].attention, saved.prefix[n].attention, dh,
                                       d.prefix[n].attention, true, at, cache);
   }
@@ -329,11 +378,11 @@ class LanguageModel {
     if (!keep) c.workspace.release(mark);
     return h;
   }
-  template <class C, class Block, class Params, class Tensor, class SavedBlock>
+  template <class C, class Block, class Params, class Tensor, class SavedBlock, class... More>
   static Tensor feed(C& c, const Block& block, const Params& p, Tensor h, bool keep,
-                     SavedBlock& saved) {
+                     SavedBlock& saved, const More&... more) {
     const Index mark = c.workspace.used();
-    h = block.feed_forward().forward(c, p.feed_forward, h, keep, saved.feed_forward);
+    h = block.feed_forward().forward(c, p.feed_forward, h, keep, saved.feed_forward, more...);
     if (!keep) c.workspace.release(mark);
     return h;
   }

@@ -38,7 +38,7 @@ class MetaGradient {
                 "ttt: the learner lacks a member that Learner asks for: chunk, slots, "
                 "learns(name), masks(token) or update(backend, update); see "
                 "docs/concepts.md#learner");
-  static_assert(!Order::exact || LearnsBackwards<LearnerType, B>,
+  static_assert(!Order::exact || has_closed_form<LearnerType> || LearnsBackwards<LearnerType, B>,
                 "ttt: the learner lacks backward(backend, step, gradient), its update's "
                 "vector-Jacobian product, which an exact meta-gradient needs; see "
                 "docs/concepts.md#learner, or train with FirstOrder");
@@ -138,7 +138,14 @@ class MetaGradient {
     explicit Worker(const MetaGradient& owner)
         : gradient(owner.backend_.template allocate<Scalar>(owner.size_)),
           tree(flat_tree<View<Scalar>>(owner.model_, gradient.data())),
-          pass(owner.model_, owner.backend_, owner.plan_, owner.options_) {}
+          pass(owner.model_, owner.backend_, owner.plan_, owner.options_) {
+      if (owner.options_.trains == nullptr) return;
+      Model::each(
+          [&](const ParameterName& name, View<Scalar>& leaf) {
+            if (!owner.options_.trains(name)) leaf = {};
+          },
+          tree);
+    }
     typename B::template Buffer<Scalar> gradient;
     typename Model::template Parameters<View<Scalar>> tree;
     Pass pass;

@@ -167,6 +167,14 @@ class Backend {
     Launch::swiglu_backward(stream(), true, {gate, tgate}, {up, tup}, {dout, tdout}, tdgate, tdup);
   }
 
+  void chunk_conv(In x, Weight<S> taps, Index chunk, Out y) const {
+    Launch::chunk_conv(stream(), x, taps, chunk, y);
+  }
+  void chunk_conv_backward(In x, Weight<S> taps, Index chunk, In dy, Out dx, Write write,
+                           Out dtaps) const {
+    Launch::chunk_conv_backward(stream(), x, taps, chunk, dy, dx, write, dtaps);
+  }
+
   // ---- attention --------------------------------------------------------------------------------
 
   void store(In rows, Cache<S> cache, Index position) const {

@@ -9,6 +9,7 @@
 #include <ttt/backend/cuda/kernels/attention_backward.cuh>
 #include <ttt/backend/cuda/kernels/attention_backward_bfloat16.cuh>
 #include <ttt/backend/cuda/kernels/attention_bfloat16.cuh>
+#include <ttt/backend/cuda/kernels/conv.cuh>
 #include <ttt/backend/cuda/kernels/flat.cuh>
 #include <ttt/backend/cuda/kernels/loss.cuh>
 #include <ttt/backend/cuda/kernels/matmul.cuh>
