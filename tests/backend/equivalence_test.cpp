@@ -271,6 +271,38 @@ TEST_CASE_TEMPLATE("swiglu and its gradient", S, float, double) {
   });
 }
 
+TEST_CASE_TEMPLATE("chunk_conv and its gradient", S, float, double) {
+  Random random{18};
+  for_shapes([&](Index rows, Index cols) {
+    for (const Index chunk : {1, 4, 64, 300}) {
+      const Index taps = chunk == 4 ? 3 : 5;
+      CAPTURE(chunk);
+      const auto x = Matrix<S>::input(random, rows, cols, 3);
+      const auto dy = Matrix<S>::input(random, rows, cols, 2);
+      const StoredWeight<S> w(random, {cols, taps}, chunk == 64, chunk == 300, 1);
+      const auto dx = Matrix<S>::output(random, rows, cols, 1);
+      const auto dw = Matrix<S>::output(random, cols, taps, 2);
+      check_equivalent<S>([&](const auto& b) {
+        using T = ScalarOf<std::decay_t<decltype(b)>>;
+        const auto x_ = x.template as<T>(), dy_ = dy.template as<T>();
+        const auto w_ = w.template as<T>();
+        auto y = Matrix<T>::output(rows, cols, 5), dx_alone = y;
+        auto dx_ = dx.template as<T>();
+        auto dw_ = dw.template as<T>(), dw_alone = dw_;
+        b.chunk_conv(x_.view(), w_.weight(), chunk, y.view());
+        b.chunk_conv_backward(x_.view(), w_.weight(), chunk, dy_.view(), dx_.view(), Write::Add,
+                              dw_.view());
+        b.chunk_conv_backward(x_.view(), w_.weight(), chunk, dy_.view(), dx_alone.view(),
+                              Write::Replace, {});
+        b.chunk_conv_backward(x_.view(), w_.weight(), chunk, dy_.view(), {}, Write::Replace,
+                              dw_alone.view());
+        CHECK(dw_alone.same_bits(dw_));
+        return results(std::move(y), std::move(dx_), std::move(dx_alone), std::move(dw_));
+      });
+    }
+  });
+}
+
 template <class S>
 void check_attention(Random& random, Index rows, const AttentionShape& shape, Index spare,
                      Index before = 0, double scale = 1) {

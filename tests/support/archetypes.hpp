@@ -49,6 +49,7 @@ struct Backend {
   }
   void to_device(const float*, float*, Index) const {}
   void to_device(const Token*, Token*, Index) const {}
+  void to_device(const bfloat16*, bfloat16*, Index) const {}
   void to_host(const float*, float*, Index) const {}
   void to_host(const bfloat16*, bfloat16*, Index) const {}
   void copy(const float*, float*, Index) const {}
@@ -81,6 +82,9 @@ struct Backend {
   void swiglu_backward(In, In, In, V, V) const {}
   void swiglu_tangent(In, In, In, In, V) const {}
   void swiglu_backward_tangent(In, In, In, In, In, In, V, V) const {}
+
+  void chunk_conv(In, W, Index, V) const {}
+  void chunk_conv_backward(In, W, Index, In, V, Write, V) const {}
 
   void store(In, Cache<float>, Index) const {}
   void attention(In, Cache<const float>, Cache<const float>, AttentionShape, V, V) const {}

@@ -59,6 +59,16 @@ struct AttentionShape {
   TTT_HD constexpr Index first_key(Index p) const { return p < window ? 0 : p - window + 1; }
 };
 
+/// The most taps of a convolution.
+inline constexpr Index most_taps = 15;
+
+/// Whether the gradient of a head lies as (words, width), as an embedding does: its shape tells; a
+/// square one lies as the head lies.
+template <class Scalar>
+constexpr bool is_embedding(View<Scalar> dhead, const Weight<std::remove_const_t<Scalar>>& head) {
+  return dhead.rows == dhead.cols ? head.transposed : dhead.rows == head.cols;
+}
+
 /// One step of Adam (Kingma and Ba 2015, arXiv 1412.6980) as numbers: with g = scale * gradient,
 ///
 ///     m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g²,
@@ -98,8 +108,10 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   { B::most_head_dim } -> std::convertible_to<Index>;
   { b.template allocate<typename B::Scalar>(n).data() } -> std::same_as<typename B::Scalar*>;
   { b.template allocate<Token>(n).data() } -> std::same_as<Token*>;
+  { b.template allocate<bfloat16>(n).data() } -> std::same_as<bfloat16*>;
   b.to_device(flat, flat_out, n);
   b.to_device(tokens, tokens_out, n);
+  b.to_device(narrow, narrow_out, n);
   b.to_host(flat, flat_out, n);
   b.to_host(narrow, narrow_out, n);
   b.copy(flat, flat_out, n);
@@ -127,6 +139,8 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   b.swiglu_backward(in, in, in, out, out);
   b.swiglu_tangent(in, in, in, in, out);
   b.swiglu_backward_tangent(in, in, in, in, in, in, out, out);
+  b.chunk_conv(in, weight, n, out);
+  b.chunk_conv_backward(in, weight, n, in, out, write, out);
   // Attention.
   b.store(in, cache, n);
   b.attention(in, read_cache, read_cache, shape, out, out);

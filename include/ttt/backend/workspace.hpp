@@ -107,6 +107,8 @@ class DryRun {
   void swiglu_backward(auto&&...) const {}
   void swiglu_tangent(auto&&...) const {}
   void swiglu_backward_tangent(auto&&...) const {}
+  void chunk_conv(auto&&...) const {}
+  void chunk_conv_backward(auto&&...) const {}
   void store(auto&&...) const {}
   void attention(auto&&...) const {}
   void attention_backward(auto&&...) const {}

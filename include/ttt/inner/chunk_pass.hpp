@@ -41,6 +41,13 @@ class ChunkPass {
     Workspace<DryRun<B>> workspace(dry, detail::most_elements);
     const Tree tree = model.template shaped_tree<Weight<Scalar>>();
     const auto gradients = model.template tree<View<Scalar>>();
+    auto updates = gradients;
+    Model::each(
+        [&](const ParameterName& name, View<Scalar>& leaf) {
+          if (name.role == Role::InPlaceMlp)
+            leaf = View<Scalar>(dry.template allocate<Scalar>(1).data(), 1, 1);
+        },
+        updates);
     Saved saved(model);
     const std::span<const Token> tokens(static_cast<const Token*>(nullptr),
                                         static_cast<std::size_t>(rows));
@@ -48,19 +55,26 @@ class ChunkPass {
     const auto at = hidden(c, model, tree, tokens, 0, caches, cache.data(), true, saved);
     backward(c, model, tree, saved, at, nullptr, nullptr, gradients, caches, cache.data(), nullptr);
     workspace.release(0);
-    hidden(c, model, tree, tokens, 0, caches, cache.data(), false, saved);
+    hidden(c, model, tree, tokens, 0, caches, cache.data(), false, saved, &updates);
     c.make(1, model.config().vocabulary);
     return workspace.peak();
   }
 
   /// nll[t] = -log p(tokens[t + 1] | tokens up to t), for every token but the last.
   void score(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens, Index position,
-             std::span<Scalar> nll) {
+             std::span<Scalar> nll, const Gradients* updates = nullptr) {
     auto c = start(tokens);
-    hidden(c, model_, tree, inputs(tokens), position, caches_, cache, false, saved_);
+    hidden(c, model_, tree, inputs(tokens), position, caches_, cache, false, saved_, updates);
     ops::cross_entropy(c, saved_.upper.output.y, model_.head(tree), tokens_.data() + 1, nullptr,
                        nll_.data(), false);
     backend_.to_host(nll_.data(), nll.data(), static_cast<Index>(nll.size()));
+  }
+
+  /// Scores likewise, and puts what the InPlaceMLPs learn from all tokens but the last into
+  /// `updates`, as (out, in).
+  void closed_form(const Tree& tree, const Gradients& updates, CacheScalar* cache,
+                   std::span<const Token> tokens, Index position, std::span<Scalar> nll) {
+    score(tree, cache, tokens, position, nll, &updates);
   }
 
   /// Scores likewise, and puts d(sum of loss_weights[t] · nll[t]) into `gradients`.
@@ -106,13 +120,18 @@ class ChunkPass {
   template <class B2>
   static Positions<Scalar> hidden(Context<B2>& c, const Model& model, const Tree& tree,
                                   std::span<const Token> tokens, Index position,
-                                  const Caches& caches, CacheScalar* cache, bool keep,
-                                  Saved& saved) {
+                                  const Caches& caches, CacheScalar* cache, bool keep, Saved& saved,
+                                  const Gradients* updates = nullptr) {
     const Index rows = static_cast<Index>(tokens.size());
+    InPlacePass<Scalar> pass;
+    if (updates != nullptr && Model::learns_embeddings) {  // h will be written over
+      pass.embeddings = ops::embedding(c, tree.embedding, tokens.data(), rows);
+    }
     View<Scalar> h = ops::embedding(c, tree.embedding, tokens.data(), rows);
     const auto at = model.positions(c, position, rows);
     for (Index i = 0; i < model.lower_blocks(); ++i) {
-      h = model.lower_forward(c, tree, i, h, false, saved.lower, at, caches.at(cache, i));
+      if (updates != nullptr) pass.update = model.in_place_update(*updates, i);
+      h = model.lower_forward(c, tree, i, h, false, saved.lower, at, caches.at(cache, i), pass);
     }
     model.upper_forward(c, tree, h, keep, saved.upper, at,
                         [&](Index i) { return caches.at(cache, i); });

@@ -163,9 +163,12 @@ class Reader {
       counted += (marks_[i] & State::Counted) != 0 ? 1 : 0;
       learn = learn && (marks_[i] & State::Frozen) == 0;
     }
-    learn = learn && counted > 0;
+    learn = learn && (has_closed_form<LearnerType> || counted > 0);
     state_.evaluated = 0;  // the block overwrites what was computed piece by piece
-    if (learn) {
+    if (learn && has_closed_form<LearnerType>) {
+      pass_.closed_form(fast_.tree(), fast_.gradients(), state_.cache.data(), block_, position,
+                        nll_);
+    } else if (learn) {
       const Scalar weight = Scalar(1) / static_cast<Scalar>(counted);
       for (std::size_t i = 0; i < loss_weights_.size(); ++i) {
         loss_weights_[i] = (marks_[i + 1] & State::Counted) != 0 ? weight : Scalar(0);

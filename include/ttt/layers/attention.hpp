@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Multi-head attention: over a sliding window, or over everything so far.
+/// Multi-head attention: over a sliding window, over everything so far, or some blocks each way.
 #pragma once
 
 #include <limits>
@@ -155,6 +155,16 @@ struct FullReach {
   static constexpr Index window() { return std::numeric_limits<Index>::max() / 2; }
 };
 
+/// Of one block: its Config has a window, or 0 for none.
+struct MixedReach {
+  explicit MixedReach(const Config& config)
+      : window_(config.window > 0 ? config.window : FullReach::window()) {}
+  Index window() const { return window_; }
+
+ private:
+  Index window_;
+};
+
 }  // namespace detail
 
 /// Attention in which query i sees key j iff j <= i and i < j + Window.
@@ -166,6 +176,7 @@ template <std::size_t Window = dynamic, class Qk = QkNorm, class Rope = Interlea
 struct SlidingWindowAttention : detail::Attention<detail::WindowReach<Window>, Qk, Rope> {
   static_assert(Window > 0, "ttt: SlidingWindowAttention<W>: a window of 0 sees nothing");
   static constexpr bool is_windowed = true;
+  static constexpr bool is_mixed = false;
   static constexpr std::size_t fixed_window = Window;
   using detail::Attention<detail::WindowReach<Window>, Qk, Rope>::Attention;
 };
@@ -175,7 +186,19 @@ struct SlidingWindowAttention : detail::Attention<detail::WindowReach<Window>, Q
 template <class Qk = QkNorm, class Rope = InterleavedRope>
 struct FullAttention : detail::Attention<detail::FullReach, Qk, Rope> {
   static constexpr bool is_windowed = false;
+  static constexpr bool is_mixed = false;
   using detail::Attention<detail::FullReach, Qk, Rope>::Attention;
+};
+
+/// Attention to every token so far in the blocks of Config::full_attention, and over a sliding
+/// window in the others: one type, so that any pattern of the two is a stack. All blocks' caches
+/// have the size of full attention's.
+template <class Qk = QkNorm, class Rope = InterleavedRope>
+struct MixedAttention : detail::Attention<detail::MixedReach, Qk, Rope> {
+  static constexpr bool is_windowed = false;
+  static constexpr bool is_mixed = true;
+  static constexpr std::size_t fixed_window = dynamic;
+  using detail::Attention<detail::MixedReach, Qk, Rope>::Attention;
 };
 
 }  // namespace ttt::inline TTT_ABI

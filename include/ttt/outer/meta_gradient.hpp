@@ -38,7 +38,7 @@ class MetaGradient {
                 "ttt: the learner lacks a member that Learner asks for: chunk, slots, "
                 "learns(name), masks(token) or update(backend, update); see "
                 "docs/concepts.md#learner");
-  static_assert(!Order::exact || LearnsBackwards<LearnerType, B>,
+  static_assert(!Order::exact || has_closed_form<LearnerType> || LearnsBackwards<LearnerType, B>,
                 "ttt: the learner lacks backward(backend, step, gradient), its update's "
                 "vector-Jacobian product, which an exact meta-gradient needs; see "
                 "docs/concepts.md#learner, or train with FirstOrder");
@@ -94,6 +94,7 @@ class MetaGradient {
                        std::span<const std::uint8_t> counts, Scalar* gradient,
                        const LearnerType& learner) {
     const Index batch = check(tokens, counts);
+    check_head(parameters);
     const double share = 1.0 / static_cast<double>(batch);
     BatchLoss result;
     result.sequences.resize(static_cast<std::size_t>(batch));
@@ -110,10 +111,9 @@ class MetaGradient {
         const auto n = static_cast<std::size_t>(first + i);
         try {
           Scalar* const own = batch == 1 ? gradient : worker.cleared(*this);
-          result.sequences[n] =
-              worker.pass.run(learner, parameters, tokens.subspan(n * (length + 1), length + 1),
-                              counts.empty() ? counts : counts.subspan(n * length, length), share,
-                              flat_tree<View<Scalar>>(model_, own));
+          result.sequences[n] = worker.pass.run(
+              learner, parameters, tokens.subspan(n * (length + 1), length + 1),
+              counts.empty() ? counts : counts.subspan(n * length, length), share, places_in(own));
         } catch (...) {
           worker.failure = std::current_exception();
         }
@@ -152,6 +152,26 @@ class MetaGradient {
     Pass pass;
     std::exception_ptr failure;
   };
+
+  /// Where gradients go in a flat one; nowhere for what does not train.
+  auto places_in(Scalar* flat) const {
+    auto tree = flat_tree<View<Scalar>>(model_, flat);
+    if (options_.trains == nullptr) return tree;
+    Model::each(
+        [&](const ParameterName& name, View<Scalar>& leaf) {
+          if (!options_.trains(name)) leaf = {};
+        },
+        tree);
+    return tree;
+  }
+
+  /// A square head of its own that a file holds as [out, in]: nobody could tell how its gradient is
+  /// to lie.
+  void check_head(const Tree& parameters) const {
+    const auto head = model_.head(parameters);
+    if (Model::has_tied_head || !head.transposed || head.rows != head.cols) return;
+    detail::fail("training: a square head stored as [out, in] must be copied first");
+  }
 
   Index check(std::span<const Token> tokens, std::span<const std::uint8_t> counts) const {
     const auto each = static_cast<std::size_t>(plan_.length) + 1;

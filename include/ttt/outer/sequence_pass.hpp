@@ -55,6 +55,7 @@ class SequencePass {
     Index record;   // scratch that a chunk of a segment keeps
     Index scratch;  // of a pass that keeps nothing, and of tangents
     Index lower;
+    ops::InPlaceRule rule;
 
     Plan(const Model& model, const B& backend, const LearnerType& learner,
          const MetaOptions& options, Index length_)
@@ -62,6 +63,12 @@ class SequencePass {
           learned(learned_count(model, learner, "training")),
           slots(static_cast<Index>(LearnerType::slots)) {
       chunk = learned > 0 ? learner.chunk : length;
+      if constexpr (has_closed_form<LearnerType>) {
+        learned = 0;  // all of it lies in the lower half, which knows how it learns
+        if (learner.clip > 0) {
+          detail::fail("training: an InPlaceLoop can clip what it adds while reading only");
+        }
+      }
       if (length < 1 || chunk < 1 || length % chunk != 0) {
         detail::fail("training: a sequence of " + std::to_string(length) +
                      " tokens is not a whole number of chunks of " + std::to_string(chunk));
@@ -74,7 +81,8 @@ class SequencePass {
       }
       caches = {std::max<Index>(0, config.suffix_blocks - 1), config.key_heads, length,
                 config.head_dim};
-      lower = LowerPass<Model, B>::size(model, backend, length, options.recompute);
+      rule = in_place_rule(learner);
+      lower = LowerPass<Model, B>::size(model, backend, length, options.recompute, rule);
       measure(model, backend, learner);
       segment = options.keep.segment(chunks, state(), record + 2 * learned);
     }
@@ -101,7 +109,7 @@ class SequencePass {
       Model::each(
           [&](const ParameterName& name, const Weight<Scalar>& from, DualWeight<Scalar>& to) {
             to = from;
-            if (!learner.learns(name) || !Order::exact) return;
+            if (learned == 0 || !learner.learns(name) || !Order::exact) return;
             to.tangent = View<const Scalar>(memory.data(), from.rows, from.cols);
           },
           tree, moving);
@@ -130,7 +138,7 @@ class SequencePass {
       : model_(model),
         backend_(backend),
         plan_(plan),
-        lower_(model, backend, plan.length, options.recompute),
+        lower_(model, backend, plan.length, options.recompute, plan.rule),
         cache_(backend.template allocate<CacheScalar>(plan.caches.size())),
         cache_gradient_(backend.template allocate<Scalar>(plan.caches.size())),
         tokens_(backend.template allocate<Token>(plan.length + 1)),
@@ -155,8 +163,12 @@ class SequencePass {
     result_.chunk_loss.resize(static_cast<std::size_t>(plan_.chunks));
     weigh(learner, tokens, counts);
     backend_.to_device(tokens.data(), tokens_.data(), plan_.length + 1);
-    h_ = lower_.forward(p, tokens_.data());
-    states_.begin(learner, p);
+    h_ = lower_.forward(p, tokens_.data(), in_place_rule(learner));
+    if constexpr (has_closed_form<LearnerType>) {
+      states_.begin(NoLearning{}, p);
+    } else {
+      states_.begin(learner, p);
+    }
     const Index segments = plan_.segments();
     for (Index s = 0; s < segments; ++s) {
       states_.put_aside(s);
@@ -290,7 +302,7 @@ class SequencePass {
   void backward_chunk(const LearnerType& learner, Index chunk, double seed) {
     const Index place = chunk % plan_.segment;
     Kept& kept = kept_[static_cast<std::size_t>(place)];
-    if constexpr (Order::exact) {
+    if constexpr (Order::exact && !has_closed_form<LearnerType>) {
       states_.step_backward(backend_, learner, place, kept.step,
                             steps_before_[static_cast<std::size_t>(chunk)]);
     }

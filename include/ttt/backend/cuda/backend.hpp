@@ -195,6 +195,14 @@ class Backend {
     Launch::swiglu_backward(next(), true, {gate, tgate}, {up, tup}, {dout, tdout}, tdgate, tdup);
   }
 
+  void chunk_conv(In x, Weight<S> taps, Index chunk, Out y) const {
+    Launch::chunk_conv(next(), x, taps, chunk, y);
+  }
+  void chunk_conv_backward(In x, Weight<S> taps, Index chunk, In dy, Out dx, Write write,
+                           Out dtaps) const {
+    Launch::chunk_conv_backward(next(), x, taps, chunk, dy, dx, write, dtaps);
+  }
+
   // ---- attention --------------------------------------------------------------------------------
 
   void store(In rows, Cache<CacheScalar> cache, Index position) const {
@@ -287,8 +295,8 @@ class Backend {
         product(tz.gradient(), head.transpose(), tdh.rows_at(first, rows), Write::Replace);
       }
       if (tdhead.empty()) return;
-      const auto both = [&](In hidden, Weight<S> dlogits) {  // in the layout of the head
-        if (head.transposed) {
+      const auto both = [&](In hidden, Weight<S> dlogits) {
+        if (is_embedding(tdhead, head)) {
           product(dlogits.transpose(), hidden, tdhead, Write::Add);
         } else {
           product(Weight<S>(hidden).transpose(), dlogits, tdhead, Write::Add);

@@ -12,6 +12,7 @@
 #include <ttt/backend/cuda/kernels/attention_bfloat16.cuh>
 #include <ttt/backend/cuda/kernels/attention_decode.cuh>
 #include <ttt/backend/cuda/kernels/attention_tangent_bfloat16.cuh>
+#include <ttt/backend/cuda/kernels/conv.cuh>
 #include <ttt/backend/cuda/kernels/flat.cuh>
 #include <ttt/backend/cuda/kernels/loss.cuh>
 #include <ttt/backend/cuda/kernels/loss_bfloat16.cuh>

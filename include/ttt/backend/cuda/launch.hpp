@@ -63,6 +63,10 @@ struct [[gnu::visibility("hidden")]] Launch {
   static void swiglu_backward(Stream, bool tangents, Operand<S> gate, Operand<S> up,
                               Operand<S> dout, View<S> dgate, View<S> dup);
 
+  static void chunk_conv(Stream, View<const S> x, Weight<S> taps, Index chunk, View<S> y);
+  static void chunk_conv_backward(Stream, View<const S> x, Weight<S> taps, Index chunk,
+                                  View<const S> dy, View<S> dx, Write, View<S> dtaps);
+
   template <class C>
   static void store(Stream, View<const S> rows, Cache<C>, Index position);
   template <class C>

@@ -9,6 +9,7 @@
 #include <ttt/backend/concepts.hpp>
 #include <ttt/backend/eigen/attention.hpp>
 #include <ttt/backend/eigen/attention_tangents.hpp>
+#include <ttt/backend/eigen/conv.hpp>
 #include <ttt/backend/eigen/gemm.hpp>
 #include <ttt/backend/eigen/loss.hpp>
 #include <ttt/backend/eigen/row_tangents.hpp>
@@ -122,6 +123,13 @@ class Backend : public HostMemory {
                                View<const S> tup, View<const S> dout, View<const S> tdout,
                                View<S> tdgate, View<S> tdup) const {
     detail::swiglu_backward_tangent<S>(*pool_, gate, tgate, up, tup, dout, tdout, tdgate, tdup);
+  }
+  void chunk_conv(View<const S> x, Weight<S> taps, Index chunk, View<S> y) const {
+    detail::chunk_conv<S>(*pool_, x, taps, chunk, y);
+  }
+  void chunk_conv_backward(View<const S> x, Weight<S> taps, Index chunk, View<const S> dy,
+                           View<S> dx, Write write, View<S> dtaps) const {
+    detail::chunk_conv_backward<S>(*pool_, x, taps, chunk, dy, dx, write, dtaps);
   }
   void store(View<const S> rows, Cache<S> cache, Index position) const {
     const Index d = cache.head_dim;
