@@ -46,11 +46,11 @@ class AddedTokens {
     for (std::size_t i = 0; i < tokens_.size(); ++i) {
       const std::string& text = tokens_[i].text;
       if (text.empty() || text.size() > io::AddedToken::max_bytes)
-        fail<FormatError>(std::string(what) + ": the added token " + quoted(text) + " has " +
-                          std::to_string(text.size()) + " bytes, expected 1 to " +
+        fail<FormatError>(std::string(what) + ": the added token " + detail::quoted(text) +
+                          " has " + std::to_string(text.size()) + " bytes, expected 1 to " +
                           std::to_string(io::AddedToken::max_bytes));
       if (i > 0 && tokens_[i - 1].text == text)
-        fail<FormatError>(std::string(what) + ": the added token " + quoted(text) +
+        fail<FormatError>(std::string(what) + ": the added token " + detail::quoted(text) +
                           " occurs twice");
       Range& range = by_first_[static_cast<unsigned char>(text[0])];
       if (range.begin == range.end) range.begin = i;

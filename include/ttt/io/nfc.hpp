@@ -150,7 +150,8 @@ class NfcComposer {
 namespace io {
 
 /// The text in NFC as of Unicode 9.0.0 (characters that are younger stay as they are): `text`
-/// itself if it is normal already, which is found out quickly, else `buffer` with the result.
+/// itself where a look at each character finds nothing that could change, else `buffer` with the
+/// result.
 ///
 /// A byte that is not valid UTF-8 stays, and nothing composes across it. O(n log n) at worst, in
 /// memory of a few times the longest run of combining marks.

@@ -69,11 +69,13 @@ inline std::optional<std::string> decode_base64(std::string_view text) {
 /// the id of what they make.
 inline std::vector<io::Merge> merges_of(const std::vector<io::VocabularyEntry>& vocabulary,
                                         std::string_view what) {
-  // Sixteen times what the largest vocabularies in use have.
-  constexpr std::size_t most = std::size_t{1} << 24;
+  // Several times what the largest vocabularies in use have.
+  constexpr std::size_t most = std::size_t{1} << 22;
   StringIndex index(vocabulary.size());
   for (std::size_t i = 0; i < vocabulary.size(); ++i)
-    if (vocabulary[i].mergeable) index.insert(vocabulary[i].bytes, static_cast<Token>(i), what);
+    if (vocabulary[i].mergeable && !index.insert(vocabulary[i].bytes, static_cast<Token>(i), what))
+      fail<FormatError>(std::string(what) + ": two tokens have the bytes " +
+                        detail::quoted(vocabulary[i].bytes));
   std::vector<io::Merge> merges;
   for (std::size_t i = 0; i < vocabulary.size(); ++i) {
     if (!vocabulary[i].mergeable) continue;

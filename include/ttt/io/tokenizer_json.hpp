@@ -73,21 +73,22 @@ class TokenizerJson {
             std::initializer_list<std::string_view> known) const {
     for (const auto& [name, value] : object.object(named(path)).members())
       if (std::find(known.begin(), known.end(), name) == known.end())
-        reject(path, "the setting " + quoted(name) + " is not known here");
+        reject(path, "the setting " + detail::quoted(name) + " is not known here");
   }
   void absent(const Json& object, std::string_view path, std::string_view key) const {
     if (find(object, path, key) != nullptr)
-      reject(path, quoted(key) + " is not supported, expected null");
+      reject(path, detail::quoted(key) + " is not supported, expected null");
   }
   void wants(const Json& object, std::string_view path, std::string_view key, bool value,
              bool otherwise) const {
     if (flag(object, path, key, otherwise) != value)
-      reject(path, quoted(key) + " is " + (value ? "false" : "true") + ", which is not supported");
+      reject(path, detail::quoted(key) + " is " + (value ? "false" : "true") +
+                       ", which is not supported");
   }
   [[noreturn]] void reject_type(const Json& object, std::string_view path,
                                 const char* expected) const {
-    reject(path,
-           "the type " + quoted(type(object, path)) + " is not supported, expected " + expected);
+    reject(path, "the type " + detail::quoted(type(object, path)) + " is not supported, expected " +
+                     expected);
   }
 
   void read_normalizer() {
@@ -118,7 +119,8 @@ class TokenizerJson {
     wants(split, path, "invert", false, false);
     if (const std::string& behavior = at(split, path, "behavior").string(named("behavior"));
         behavior != "Isolated")
-      reject(path, "the behavior " + quoted(behavior) + " is not supported, expected Isolated");
+      reject(path,
+             "the behavior " + detail::quoted(behavior) + " is not supported, expected Isolated");
     const Json& pattern = at(split, path, "pattern");
     only(pattern, "pre_tokenizer: pattern", {"Regex"});
     const std::string& regex =
@@ -129,7 +131,7 @@ class TokenizerJson {
       return regular_expression(candidate) == regex;
     });
     if (found == known.end())
-      reject(path, "the pattern " + quoted(regex) +
+      reject(path, "the pattern " + detail::quoted(regex) +
                        " is not known, expected that of Llama-3, Qwen or GPT-2");
     parts_.pattern = *found;
     byte_level(steps[1], path, false);
@@ -170,16 +172,19 @@ class TokenizerJson {
       reject(path, "\"dropout\" is not supported, expected null");
     for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"})
       if (const Json* text = find(model, path, key); text && !text->string(named(key)).empty())
-        reject(path, quoted(key) + " is not supported, expected null");
+        reject(path, detail::quoted(key) + " is not supported, expected null");
     parts_.encodes_fallback = flag(model, path, "byte_fallback", false);
     parts_.whole_words = flag(model, path, "ignore_merges", false);
     // Every byte has a token, so unk_token and fuse_unk never come to bear.
 
     const Json::Object& vocab = at(model, path, "vocab").object(named("model: vocab"));
+    if (static_cast<std::int64_t>(vocab.members().size()) > io::max_vocabulary)
+      reject("model: vocab", "has " + std::to_string(vocab.members().size()) +
+                                 " tokens, expected at most " + std::to_string(io::max_vocabulary));
     spelled_ = StringIndex(vocab.members().size());
     for (const auto& [name, id] : vocab.members()) {
       const std::optional<std::string> bytes = read_spelling(name);
-      add(name, id.integer(named("model: vocab: " + quoted(name))),
+      add(name, id.integer(named("model: vocab: " + detail::quoted(name))),
           {.bytes = bytes.value_or(name), .known = true, .mergeable = bytes.has_value()});
       spelled_.insert(name, static_cast<Token>(id.integer()), named("model: vocab"));
     }
@@ -189,12 +194,12 @@ class TokenizerJson {
   /// Gives an id to a token that has none yet.
   void add(const std::string& name, std::int64_t id, io::VocabularyEntry entry) {
     if (id < 0 || id >= io::max_vocabulary)
-      reject("", "the token " + quoted(name) + " has the id " + std::to_string(id) +
+      reject("", "the token " + detail::quoted(name) + " has the id " + std::to_string(id) +
                      ", expected 0 to " + std::to_string(io::max_vocabulary - 1));
     const auto at = static_cast<std::size_t>(id);
     if (at >= parts_.vocabulary.size()) parts_.vocabulary.resize(at + 1);
     if (parts_.vocabulary[at].known)
-      reject("", "the token " + quoted(name) + " has the id " + std::to_string(id) +
+      reject("", "the token " + detail::quoted(name) + " has the id " + std::to_string(id) +
                      ", which another token has too");
     if (parts_.encodes_fallback || parts_.decodes_fallback) entry.fallback = read_fallback(name);
     parts_.vocabulary[at] = std::move(entry);
@@ -226,7 +231,8 @@ class TokenizerJson {
       const auto token = [&](std::string_view text) {
         const Token found = spelled_.find(text);
         if (found < 0)
-          reject("model", number + " has " + quoted(text) + ", which is not in the vocabulary");
+          reject("model",
+                 number + " has " + detail::quoted(text) + ", which is not in the vocabulary");
         return found;
       };
       parts_.merges.push_back({token(left), token(right), token(whole),
@@ -240,7 +246,7 @@ class TokenizerJson {
     for (const Json& item : list->array(named("added_tokens"))) {
       const std::string& text =
           at(item, "added_tokens", "content").string(named("added_tokens: content"));
-      const std::string path = "added token " + quoted(text);
+      const std::string path = "added token " + detail::quoted(text);
       only(item, path,
            {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
       for (const char* key : {"single_word", "lstrip", "rstrip"})

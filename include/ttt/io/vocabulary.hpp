@@ -74,7 +74,7 @@ class StringIndex {
       if (slots_[at].text == text) return false;
       if (probes == most_probes)
         fail<FormatError>(std::string(what) + ": its strings are made to collide, near " +
-                          quoted(text));
+                          detail::quoted(text));
       at = (at + 1) & (slots_.size() - 1);
     }
     slots_[at] = {text, static_cast<std::uint32_t>(hash >> 32), number};
