@@ -75,3 +75,10 @@ def pieces(seed, count):
                            for _ in range(25))
         out.append(text)
     return out
+
+
+def every_character():
+    """Each code point of the planes in use, between what shows its class and how it composes."""
+    codes = [c for c in [*range(0x33400), *range(0xE0000, 0xE0200), 0x10FFFF] if not 0xD800 <= c <= 0xDFFF]
+    shown = [f"a{chr(c)}1{chr(c)}\u0301\u0323 {chr(c)}! \u1100{chr(c)}\u11a8'{chr(c)}" for c in codes]
+    return ["".join(shown[i:i + 2000]) for i in range(0, len(shown), 2000)]

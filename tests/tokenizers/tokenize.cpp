@@ -5,12 +5,12 @@
 //
 // TEXTS has texts, each after its length in 4 bytes. RESULTS gets for each the tokens with what the
 // file puts round it, the same without and with special tokens as text, and the first decoded with
-// everything; each after its length. Prints seconds: of loading, of encoding, of decoding. What
-// follows RESULTS is for rank files.
-#include <chrono>
+// everything; each after its length. Prints seconds of processor time: of loading, of encoding, of
+// decoding. What follows RESULTS is for rank files.
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 #include <exception>
 #include <fstream>
 #include <string>
@@ -24,8 +24,9 @@ namespace {
 using ttt::Token;
 using ttt::io::BpeTokenizer;
 
+/// Seconds of this thread's processor, as other programs may run beside.
 double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return static_cast<double>(std::clock()) / CLOCKS_PER_SEC;
 }
 
 template <class Values>

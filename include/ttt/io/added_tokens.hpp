@@ -70,8 +70,10 @@ class AddedTokens {
   /// longest token counts. Special ones are left in the pieces unless `special` is true.
   void split(std::string_view text, bool special, auto&& on_text, auto&& on_token) const {
     std::size_t begin = 0;
-    for (std::size_t at = 0; !empty() && at < text.size();) {
-      const io::AddedToken* const found = longest(text.substr(at));
+    for (std::size_t at = empty() ? text.size() : 0; at < text.size();) {
+      const Range& range = by_first_[static_cast<unsigned char>(text[at])];
+      const io::AddedToken* const found =
+          range.begin == range.end ? nullptr : longest(text.substr(at));
       if (found == nullptr) {
         ++at;
         continue;

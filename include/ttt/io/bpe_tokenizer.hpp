@@ -3,13 +3,9 @@
 /// The tokenizer of models such as Llama-3 and Qwen: byte pairs merged in words.
 #pragma once
 
-#include <algorithm>
 #include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
-#include <list>
 #include <memory>
 #include <optional>
 #include <span>
@@ -25,6 +21,7 @@
 #include <ttt/io/nfc.hpp>
 #include <ttt/io/utf8.hpp>
 #include <ttt/io/vocabulary.hpp>
+#include <ttt/io/word_cache.hpp>
 #include <ttt/io/words.hpp>
 
 namespace ttt::inline TTT_ABI {
@@ -139,78 +136,42 @@ class BpeTokenizer {
     detail::AddedTokens exact, normalized;
   };
 
-  /// One call of encode(). Words come again and again, so it remembers what became of them: where a
-  /// word was in the text, and where its tokens are in the result.
+  /// One call of encode().
   class Encoder {
    public:
     Encoder(const Data& data, std::size_t size, std::vector<Token>& out)
-        : data_(data),
-          out_(out),
-          seen_(std::bit_ceil(std::clamp<std::size_t>(size / 16, 16, 8192))) {}
+        : data_(data), out_(out), cache_(size) {}
 
     void encode(std::string_view text, bool special) {
       const auto token = [this](Token id) { out_.push_back(id); };
+      const auto words = [this](std::string_view piece) { encode_words(piece); };
       data_.exact.split(
           text, special,
           [&](std::string_view piece) {
-            data_.normalized.split(
-                normal(piece), special, [&](std::string_view rest) { encode_words(rest); }, token);
+            if (data_.parts.nfc) piece = to_nfc(piece, buffer_);
+            data_.normalized.split(piece, special, words, token);
           },
           token);
     }
 
    private:
-    struct Seen {
-      const char* text = nullptr;
-      std::size_t size = 0;
-      std::size_t begin = 0, end = 0;
-    };
-
-    std::string_view normal(std::string_view piece) {
-      if (!data_.parts.nfc) return piece;
-      std::string buffer;
-      const std::string_view result = to_nfc(piece, buffer);
-      if (result.data() == piece.data()) return piece;
-      return kept_.emplace_back(std::move(buffer));
-    }
-
     void encode_words(std::string_view text) {
       WordScanner words(data_.parts.pattern, text);
-      for (std::string_view word = words.next(); !word.empty(); word = words.next()) {
-        Seen& seen = seen_[quick_hash(word) & (seen_.size() - 1)];
-        if (std::string_view(seen.text, seen.size) == word) {
-          for (std::size_t i = seen.begin; i < seen.end; ++i) out_.push_back(out_[i]);
-          continue;
-        }
-        const std::size_t begin = out_.size();
-        const Token whole = data_.parts.whole_words ? data_.words.find(word) : -1;
-        if (whole >= 0) {
-          out_.push_back(whole);
-        } else {
-          data_.pairs.append(word, out_);
-        }
-        seen = {word.data(), word.size(), begin, out_.size()};
-      }
-    }
-
-    /// Of the length and both ends: a collision costs time only.
-    static std::size_t quick_hash(std::string_view word) {
-      std::uint64_t ends = 0;
-      if (word.size() >= 8) {
-        std::uint64_t last = 0;
-        std::memcpy(&ends, word.data(), 8);
-        std::memcpy(&last, word.data() + word.size() - 8, 8);
-        ends ^= last * 31;
-      } else {
-        for (const char c : word) ends = ends << 8 | static_cast<unsigned char>(c);
-      }
-      return detail::mix(word.size(), ends) >> 32;
+      for (std::string_view word = words.next(); !word.empty(); word = words.next())
+        cache_.append(word, out_, [&] {
+          const Token whole = data_.parts.whole_words ? data_.words.find(word) : -1;
+          if (whole >= 0) {
+            out_.push_back(whole);
+          } else {
+            data_.pairs.append(word, out_);
+          }
+        });
     }
 
     const Data& data_;
     std::vector<Token>& out_;
-    std::vector<Seen> seen_;
-    std::list<std::string> kept_;  // texts in normal form, which words point into
+    detail::WordCache cache_;
+    std::string buffer_;
   };
 
   const VocabularyEntry& entry(Token token) const {

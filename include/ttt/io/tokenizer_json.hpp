@@ -210,7 +210,7 @@ class TokenizerJson {
     parts_.merges.reserve(merges.size());
     std::string whole;
     for (const Json& merge : merges) {
-      const std::string number = "merge " + std::to_string(parts_.merges.size());
+      const auto number = [&] { return "merge " + std::to_string(parts_.merges.size()); };
       std::string_view left, right;
       if (merge.is_string()) {
         const std::string_view both = merge.string();
@@ -219,20 +219,21 @@ class TokenizerJson {
         right = space == both.npos ? "" : both.substr(space + 1);
         if (right.find(' ') != right.npos) right = {};
       } else {
-        const Json::Array& both = merge.array(named("model: " + number));
+        const std::string path = named("model: " + number());
+        const Json::Array& both = merge.array(path);
         if (both.size() == 2) {
-          left = both[0].string(named("model: " + number));
-          right = both[1].string(named("model: " + number));
+          left = both[0].string(path);
+          right = both[1].string(path);
         }
       }
       if (left.empty() || right.empty())
-        reject("model", number + " is not two tokens, expected \"a b\" or [\"a\", \"b\"]");
+        reject("model", number() + " is not two tokens, expected \"a b\" or [\"a\", \"b\"]");
       whole.assign(left) += right;
       const auto token = [&](std::string_view text) {
         const Token found = spelled_.find(text);
         if (found < 0)
           reject("model",
-                 number + " has " + detail::quoted(text) + ", which is not in the vocabulary");
+                 number() + " has " + detail::quoted(text) + ", which is not in the vocabulary");
         return found;
       };
       parts_.merges.push_back({token(left), token(right), token(whole),

@@ -82,7 +82,12 @@ class WordScanner {
 
   /// Where characters of that class end.
   std::size_t skip(std::size_t at, CharacterClass kind) const {
-    for (Seen seen = look(at); seen.is(kind); seen = look(at)) at = seen.end;
+    for (Seen seen = look(at); seen.is(kind); seen = look(at)) {
+      at = seen.end;
+      while (at < text_.size() && static_cast<unsigned char>(text_[at]) < 128 &&
+             ascii[static_cast<unsigned char>(text_[at])] == kind)
+        ++at;
+    }
     return at;
   }
 
