@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <random>
 #include <string>
@@ -411,6 +412,10 @@ TEST_CASE("tokenizer: a model's folder has one of two files") {
   folder.file("tokenizer.json", Small().json());
   CHECK(ttt::io::load_tokenizer(path).vocabulary() == 258);
   CHECK_THROWS_AS((void)ttt::io::load_tokenizer(folder.path("none.json")), ttt::Error);
+  const std::string huge = folder.file("huge.json", "{");
+  std::filesystem::resize_file(huge, std::uintmax_t{1} << 40);
+  CHECK(contains(thrown<FormatError>([&] { (void)ttt::io::load_tokenizer(huge); }),
+                 "has 1099511627776 bytes, expected at most 268435456"));
   folder.file("tokenizer.model", "\x0a\x0e\x0a\x05<unk>\x15\x00\x00");  // SentencePiece's
   CHECK(contains(thrown<FormatError>([&] {
                    (void)ttt::io::load_tokenizer(folder.path("tokenizer.model"), options);

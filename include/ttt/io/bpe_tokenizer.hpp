@@ -34,9 +34,10 @@ struct BpeParts {
   WordPattern pattern = WordPattern::Llama3;
   bool nfc = false;               ///< texts are brought into normal form first
   bool whole_words = false;       ///< a word that is in the vocabulary is that token, merges or not
-  bool encodes_fallback = false;  ///< a byte without token becomes <0xC4> and the like, see below
-  bool decodes_fallback = false;  ///< and these are put together again
-  std::vector<AddedToken> exact;  ///< looked for in the text as it comes
+  bool encodes_fallback = false;  ///< a byte without a token is spelled as in tokenizer.json, and
+                                  ///< the bytes of that character become <0xC4> and the like
+  bool decodes_fallback = false;       ///< and these are put together again
+  std::vector<AddedToken> exact;       ///< looked for in the text as it comes
   std::vector<AddedToken> normalized;  ///< looked for in normal form, in what is between those
   std::vector<Token> before, after;    ///< what is put round a text
 };

@@ -18,6 +18,9 @@
 namespace ttt::inline TTT_ABI {
 namespace io {
 
+/// The largest file that is taken for a tokenizer.
+inline constexpr std::size_t max_tokenizer_bytes = std::size_t{1} << 28;
+
 /// Loads a tokenizer from a file, or from the folder of a model: its tokenizer.json, or else its
 /// tokenizer.model.
 ///
@@ -33,6 +36,9 @@ inline BpeTokenizer load_tokenizer(std::string path, const RankFileOptions& opti
       detail::fail(folder + ": has neither tokenizer.json nor tokenizer.model");
   }
   const MappedFile file(path);
+  if (file.bytes().size() > max_tokenizer_bytes)
+    detail::fail<FormatError>(path + ": has " + std::to_string(file.bytes().size()) +
+                              " bytes, expected at most " + std::to_string(max_tokenizer_bytes));
   const std::string_view text(reinterpret_cast<const char*>(file.bytes().data()),
                               file.bytes().size());
   return path.ends_with(".json") ? parse_tokenizer_json(text, path)

@@ -45,7 +45,7 @@ constexpr std::uint64_t mix(std::uint64_t hash, std::uint64_t word) {
 
 /// How far from its place a key may lie in a table that is at most half full. By chance none comes
 /// near it; a file made to slow us down is refused.
-inline constexpr std::size_t most_probes = 2048;
+inline constexpr std::size_t most_probes = 256;
 
 inline std::uint64_t hash_of(std::string_view text) {
   std::uint64_t hash = text.size();
