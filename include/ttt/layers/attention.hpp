@@ -99,10 +99,11 @@ class Attention {
     saved.q = ops::linear(c, x, p.wq);
     saved.k = ops::linear(c, x, p.wk);
     saved.v = ops::linear(c, x, p.wv);
-    saved.rotated_q =
-        ops::head_norm_rope(c, saved.q, norm<Scalar>(p.q_norm), at.angles, Rope::layout);
-    saved.rotated_k =
-        ops::head_norm_rope(c, saved.k, norm<Scalar>(p.k_norm), at.angles, Rope::layout);
+    const auto rotated =
+        ops::rotate(c, saved.q, saved.k, saved.v, norm<Scalar>(p.q_norm), norm<Scalar>(p.k_norm),
+                    at.angles, Rope::layout, cache, at.first);
+    saved.rotated_q = rotated.q;
+    saved.rotated_k = rotated.k;
     saved.attended =
         ops::attention(c, saved.rotated_q.y, saved.rotated_k.y, saved.v, cache, shape(at.first));
     return ops::linear(c, saved.attended.o, p.wo);

@@ -3,7 +3,7 @@
 /// Causal softmax attention over a window of cached keys and values.
 #pragma once
 
-#include <ttt/ops/context.hpp>
+#include <ttt/ops/rms_norm.hpp>
 
 namespace ttt::inline TTT_ABI {
 namespace ops {
@@ -27,15 +27,62 @@ struct Attended {
   Tensor lse;  // (heads, tokens): log of each row's sum of exponentials
 };
 
-/// Puts this block's keys and values into the cache, then attends to everything in the window.
-/// 4 · head_dim operations a query, head and visible key.
+template <class Tensor>
+struct Rotated {
+  Normed<Tensor> q, k;
+};
+
+/// Queries and keys with every head normed and turned by its position's angles; keys and values go
+/// into the cache. What becomes of rotated keys outside it is the backend's affair: nobody reads
+/// them there. A backend may have all this in one primitive, rotate_and_store.
+template <class B>
+Rotated<View<typename B::Scalar>> rotate(Context<B>& c, View<const typename B::Scalar> q,
+                                         View<const typename B::Scalar> k,
+                                         View<const typename B::Scalar> v,
+                                         Norm<typename B::Scalar> q_norm,
+                                         Norm<typename B::Scalar> k_norm,
+                                         View<const typename B::Scalar> angles, RopeLayout layout,
+                                         const KeyValuesOf<B>& cache, Index position) {
+  const auto make = [&](View<const typename B::Scalar> x) {
+    return Normed<View<typename B::Scalar>>{c.make(x.rows, x.cols),
+                                            c.make(x.rows, x.cols / angles.cols)};
+  };
+  const auto rq = make(q), rk = make(k);
+  const Rotated<View<typename B::Scalar>> out{rq, rk};
+  if constexpr (requires {
+                  c.backend.rotate_and_store(q, k, v, q_norm, k_norm, angles, layout, rq.y,
+                                             rq.inverse, rk.inverse, cache.keys, cache.values,
+                                             position);
+                }) {
+    if (c.backend.rotate_and_store(q, k, v, q_norm, k_norm, angles, layout, rq.y, rq.inverse,
+                                   rk.inverse, cache.keys, cache.values, position)) {
+      return out;
+    }
+  }
+  c.backend.head_norm_rope(q, q_norm, angles, layout, rq.y, rq.inverse);
+  c.backend.head_norm_rope(k, k_norm, angles, layout, rk.y, rk.inverse);
+  c.backend.store(rk.y, cache.keys, position);
+  c.backend.store(v, cache.values, position);
+  return out;
+}
+/// The cache holds the values of keys and values.
+template <class B>
+Rotated<DualView<typename B::Scalar>> rotate(
+    TangentContext<B>& c, const DualView<typename B::Scalar>& q,
+    const DualView<typename B::Scalar>& k, const DualView<typename B::Scalar>&,
+    Norm<typename B::Scalar> q_norm, Norm<typename B::Scalar> k_norm,
+    View<const typename B::Scalar> angles, RopeLayout layout, const KeyValuesOf<B>&, Index) {
+  const auto rq = head_norm_rope(c, q, q_norm, angles, layout);
+  return {rq, head_norm_rope(c, k, k_norm, angles, layout)};
+}
+
+/// Attends to everything in the window, this block's own keys and values included, which are in the
+/// cache. 4 · head_dim operations a query, head and visible key.
 template <class B>
 Attended<View<typename B::Scalar>> attention(Context<B>& c, View<const typename B::Scalar> q,
-                                             View<const typename B::Scalar> k,
-                                             View<const typename B::Scalar> v,
+                                             View<const typename B::Scalar>,
+                                             View<const typename B::Scalar>,
                                              const KeyValuesOf<B>& cache, AttentionShape shape) {
-  c.backend.store(k, cache.keys, shape.position);
-  c.backend.store(v, cache.values, shape.position);
   const Attended<View<typename B::Scalar>> out{c.make(q.rows, q.cols), c.make(shape.heads, q.rows)};
   c.backend.attention(q, cache.keys, cache.values, shape, out.o, out.lse);
   return out;

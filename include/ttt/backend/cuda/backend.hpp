@@ -131,13 +131,19 @@ class Backend {
     Launch::embed_backward(next(), tokens, dout, dtable);
   }
   void rms_norm(In x, Norm<S> norm, Out y, Out inverse) const {
-    Launch::rms_norm(next(), false, {x, {}}, norm, {}, y, inverse);
+    const auto start = [&](Narrow rounded) {
+      Launch::rms_norm(device_->stream(), false, {x, {}}, norm, {}, y, inverse, rounded);
+    };
+    rounding(start, y);
   }
   void rms_norm_backward(In x, Norm<S> norm, In inverse, In dy, Out dx, Write write,
                          Out dscale) const {
     with_column_scratch(dscale, x.rows, [&](void* scratch) {
-      Launch::rms_norm_backward(next(), false, {x, {}}, norm, {inverse, {}}, {dy, {}}, dx, write,
-                                dscale, scratch);
+      const auto start = [&](Narrow rounded) {
+        Launch::rms_norm_backward(device_->stream(), false, {x, {}}, norm, {inverse, {}}, {dy, {}},
+                                  dx, write, dscale, scratch, rounded);
+      };
+      rounding(start, write == Write::Add ? Out() : dx);
     });
   }
   void rms_norm_tangent(In x, In tx, Norm<S> norm, In, In th, Out ty, Out tinverse) const {
@@ -182,10 +188,17 @@ class Backend {
     });
   }
   void swiglu(In gate, In up, Out out) const {
-    Launch::swiglu(next(), false, {gate, {}}, {up, {}}, out);
+    const auto start = [&](Narrow rounded) {
+      Launch::swiglu(device_->stream(), false, {gate, {}}, {up, {}}, out, rounded);
+    };
+    rounding(start, out);
   }
   void swiglu_backward(In gate, In up, In dout, Out dgate, Out dup) const {
-    Launch::swiglu_backward(next(), false, {gate, {}}, {up, {}}, {dout, {}}, dgate, dup);
+    const auto start = [&](Narrow rounded_gate, Narrow rounded_up) {
+      Launch::swiglu_backward(device_->stream(), false, {gate, {}}, {up, {}}, {dout, {}}, dgate,
+                              dup, rounded_gate, rounded_up);
+    };
+    rounding(start, dgate, dup);
   }
   void swiglu_tangent(In gate, In tgate, In up, In tup, Out tout) const {
     Launch::swiglu(next(), true, {gate, tgate}, {up, tup}, tout);
@@ -204,6 +217,16 @@ class Backend {
   }
 
   // ---- attention --------------------------------------------------------------------------------
+
+  /// head_norm_rope of queries and keys and store of keys and values, at once. False, and nothing
+  /// done, where there is no kernel for it.
+  bool rotate_and_store(In q, In k, In v, Norm<S> q_norm, Norm<S> k_norm, In angles,
+                        RopeLayout layout, Out y, Out q_inverse, Out k_inverse,
+                        Cache<CacheScalar> keys, Cache<CacheScalar> values, Index position) const
+      requires(fast) {
+    return Launch::rotate_and_store(next(), q, k, v, q_norm, k_norm, angles, layout, y, q_inverse,
+                                    k_inverse, keys, values, position);
+  }
 
   void store(In rows, Cache<CacheScalar> cache, Index position) const {
     Launch::store(next(), rows, cache, position);
@@ -338,6 +361,17 @@ class Backend {
   cudaStream_t next() const {
     if constexpr (fast) tensor_cores_->forget();
     return device_->stream();
+  }
+  /// Calls start(a place for a rounded copy of each result), which puts the kernel that makes them
+  /// on the stream.
+  using Narrow = View<bfloat16>;
+  template <class F, class... Results>
+  void rounding(const F& start, const Results&... results) const {
+    if constexpr (fast) {
+      tensor_cores_->rounding(start, results...);
+    } else {
+      start((static_cast<void>(results), Narrow())...);
+    }
   }
 
   /// c (+)= a · b; under Bfloat16 either may be in that already.

@@ -20,6 +20,7 @@
 #include <ttt/backend/cuda/kernels/matvec.cuh>
 #include <ttt/backend/cuda/kernels/norms.cuh>
 #include <ttt/backend/cuda/kernels/rope.cuh>
+#include <ttt/backend/cuda/kernels/rotate.cuh>
 #include <ttt/backend/cuda/kernels/rounding.cuh>
 #include <ttt/backend/cuda/kernels/rows.cuh>
 

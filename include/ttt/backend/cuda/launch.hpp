@@ -32,9 +32,10 @@ struct Frequencies {
   double of[most_head_dim / 2];
 };
 
-/// Kernels on scalars of S. Those with a form on dual numbers take `tangents`: then operands are
-/// read with their tangents, and what is written or added to is the tangent of each result. They
-/// are one template, instantiated twice.
+/// Kernels on scalars of S. `rounded` is a copy of a result for the products that will read it.
+/// Those with a form on dual numbers take `tangents`: then operands are read with their tangents,
+/// and what is written or added to is the tangent of each result. They are one template,
+/// instantiated twice.
 template <class S>
 struct [[gnu::visibility("hidden")]] Launch {
   using Stream = cudaStream_t;
@@ -48,9 +49,10 @@ struct [[gnu::visibility("hidden")]] Launch {
   static void embed(Stream, Weight<S> table, const Token* tokens, View<S> out);
   static void embed_backward(Stream, const Token* tokens, View<const S> dout, View<S> dtable);
   static void rms_norm(Stream, bool tangents, Operand<S> x, Norm<S>, Operand<S> h, View<S> y,
-                       View<S> inverse);
+                       View<S> inverse, View<bfloat16> rounded = {});
   static void rms_norm_backward(Stream, bool tangents, Operand<S> x, Norm<S>, Operand<S> inverse,
-                                Operand<S> dy, View<S> dx, Write, View<S> dscale, void* scratch);
+                                Operand<S> dy, View<S> dx, Write, View<S> dscale, void* scratch,
+                                View<bfloat16> rounded = {});
   /// Bytes of scratch that a gradient of scales needs: sums over so many rows.
   static Index column_scratch(Index rows, Index cols);
   static void rope_angles(Stream, Index position, const Frequencies&, View<S> out);
@@ -59,14 +61,22 @@ struct [[gnu::visibility("hidden")]] Launch {
   static void head_norm_rope_backward(Stream, bool tangents, Operand<S> x, Norm<S>,
                                       Operand<S> inverse, View<const S> angles, RopeLayout,
                                       Operand<S> dy, View<S> dx, View<S> dscale, void* scratch);
-  static void swiglu(Stream, bool tangents, Operand<S> gate, Operand<S> up, View<S> out);
+  static void swiglu(Stream, bool tangents, Operand<S> gate, Operand<S> up, View<S> out,
+                     View<bfloat16> rounded = {});
   static void swiglu_backward(Stream, bool tangents, Operand<S> gate, Operand<S> up,
-                              Operand<S> dout, View<S> dgate, View<S> dup);
+                              Operand<S> dout, View<S> dgate, View<S> dup,
+                              View<bfloat16> rounded_gate = {}, View<bfloat16> rounded_up = {});
 
   static void chunk_conv(Stream, View<const S> x, Weight<S> taps, Index chunk, View<S> y);
   static void chunk_conv_backward(Stream, View<const S> x, Weight<S> taps, Index chunk,
                                   View<const S> dy, View<S> dx, Write, View<S> dtaps);
 
+  /// Heads of queries and keys normed and turned, keys and values stored. False, and nothing done,
+  /// where rows or heads do not lie in fours.
+  static bool rotate_and_store(Stream, View<const S> q, View<const S> k, View<const S> v,
+                               Norm<S> q_norm, Norm<S> k_norm, View<const S> angles, RopeLayout,
+                               View<S> y, View<S> q_inverse, View<S> k_inverse,
+                               Cache<bfloat16> keys, Cache<bfloat16> values, Index position);
   template <class C>
   static void store(Stream, View<const S> rows, Cache<C>, Index position);
   template <class C>

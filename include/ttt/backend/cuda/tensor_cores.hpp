@@ -72,6 +72,16 @@ class TensorCores {
     rounded_.clear();
   }
 
+  /// Calls f with a place for a rounded copy of each result, which the kernel that f puts on the
+  /// stream is to fill and products will find; with none where none is wanted. Throws Error when
+  /// there is no room.
+  template <class F, class... Results>
+  void rounding(const F& f, const Results&... results) {
+    const std::lock_guard lock(mutex_);
+    rounded_.clear();
+    f(place_for(results)...);
+  }
+
   /// c (+)= a · b; either may be stored in float or in bfloat16. Throws Error when there is no room
   /// for rounded operands.
   void multiply(Weight<float> a, Weight<float> b, View<float> c, Write write) {
@@ -121,6 +131,23 @@ class TensorCores {
     return a.data < b.row(b.rows - 1) + b.cols && b.data < a.row(a.rows - 1) + a.cols;
   }
 
+  View<bfloat16> place_for(const View<float>& result) {
+    if (!remember_ || result.empty() || result.rows <= few_rows) return {};
+    const Index bytes = rounded_bytes(View<const float>(result));
+    if (used_bytes() + bytes > scratch_.size()) {
+      if (!rounded_.empty()) return {};
+      grow(bytes);
+    }
+    return place(result);
+  }
+  View<bfloat16> place(const View<const float>& from) {
+    const Index begin = used_bytes();
+    const View<bfloat16> to(reinterpret_cast<bfloat16*>(scratch_.data() + begin), from.rows,
+                            from.cols, rounded_stride(from));
+    rounded_.push_back({from, View<const bfloat16>(to), begin + rounded_bytes(from)});
+    return to;
+  }
+
   Weight<float> rounded(cudaStream_t stream, Weight<float> w) {
     if (w.narrow) return w;
     const View<const float> from = w.stored<float>();
@@ -129,16 +156,11 @@ class TensorCores {
           !(one.from.shape() == from.shape())) {
         continue;
       }
-      return w.transposed == one.to.transposed ? one.to : one.to.transpose();
+      return w.transposed ? one.to.transpose() : one.to;
     }
-    const Index begin = used_bytes();
-    const View<bfloat16> to(reinterpret_cast<bfloat16*>(scratch_.data() + begin), from.rows,
-                            from.cols, rounded_stride(from));
+    const View<bfloat16> to = place(from);
     Launch<float>::round(stream, from, to);
-    w = w.transposed ? Weight<float>(View<const bfloat16>(to)).transpose()
-                     : Weight<float>(View<const bfloat16>(to));
-    rounded_.push_back({from, w, begin + rounded_bytes(from)});
-    return w;
+    return w.transposed ? rounded_.back().to.transpose() : rounded_.back().to;
   }
 
   /// What decides how a product is computed: sizes, strides, layouts, alignments.

@@ -41,7 +41,7 @@ inline bool attention_backward_hopper(cudaStream_t stream, View<const float> q,
   const Index seen = shape.first_key(shape.position), end = shape.position + q.rows;
   const Index from = first > seen ? first : seen;
   const bool want_keys = !dkeys.empty() && from < end;
-  return with_hopper_head(shape.head_dim, [&](auto d) {
+  return with_head_dim(shape.head_dim, [&](auto d) {
     const auto queries_kernel = attention_queries_hopper_kernel<d()>;
     const auto keys_kernel = attention_keys_hopper_kernel<d()>;
     constexpr int query_bytes = QueryOwner<d()>::shared_bytes,
@@ -51,11 +51,11 @@ inline bool attention_backward_hopper(cudaStream_t stream, View<const float> q,
       return false;
     }
     const QueryCopies copies = want_keys ? QueryCopies(scratch, shape, q.rows) : QueryCopies();
-    const dim3 blocks(grid(blocks_for(q.rows, owned_rows)), grid(shape.heads));
+    const dim3 blocks(grid(blocks_for(q.rows, hopper_rows)), grid(shape.heads));
     queries_kernel<<<blocks, backward_threads, query_bytes, stream>>>(q, keys, values, shape, o,
                                                                       lse, dout, dq, copies);
     if (!want_keys) return true;
-    const dim3 key_blocks(grid(blocks_for(end - from, owned_rows)), grid(shape.key_heads));
+    const dim3 key_blocks(grid(blocks_for(end - from, hopper_rows)), grid(shape.key_heads));
     keys_kernel<<<key_blocks, backward_threads, key_bytes, stream>>>(
         keys, values, shape, copies, q.rows, dkeys, dvalues, first, from);
     return true;

@@ -242,7 +242,7 @@ inline bool attention_hopper(cudaStream_t stream, View<const float> q, Cache<con
     return blocks_for(blocks_for(q.rows, rows) * shape.heads, units) * rows;
   };
   const bool many = 100 * rows_in_turn(256) <= 115 * rows_in_turn(128);
-  return with_hopper_head(shape.head_dim, [&](auto d) {
+  return with_head_dim(shape.head_dim, [&](auto d) {
     if constexpr (d() == 64) {
       if (many) return launch(d, std::integral_constant<int, 4>());
     }

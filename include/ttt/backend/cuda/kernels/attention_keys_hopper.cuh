@@ -15,7 +15,7 @@ struct KeyOwner {
   static constexpr int columns = D <= 96 ? 64 : 32;  // queries of a tile
   static constexpr int stages = 4;
   static constexpr bool in_registers = D == 64;  // keys and values: there is room for them
-  using Own = Tile<D, owned_rows>;
+  using Own = Tile<D, hopper_rows>;
   using Queries = Tile<D, columns>;
   static constexpr int stage_bytes = 2 * Queries::bytes + 1024;  // statistics behind the tiles
   static constexpr int shared_bytes = 2 * Own::bytes + stages * stage_bytes + 1024;
@@ -49,9 +49,9 @@ __global__ void __launch_bounds__(backward_threads, 1)
     const unsigned key_tile = aligned_address(dynamic), value_tile = key_tile + Own::bytes,
                    memory = value_tile + Own::bytes;
     const Index key_head = blockIdx.y, group_size = shape.heads / shape.key_heads;
-    const Index j0 = from + static_cast<Index>(blockIdx.x) * owned_rows;
+    const Index j0 = from + static_cast<Index>(blockIdx.x) * hopper_rows;
     const Index left = shape.position + rows - j0;
-    const int count = static_cast<int>(left < owned_rows ? left : owned_rows);
+    const int count = static_cast<int>(left < hopper_rows ? left : hopper_rows);
     // Positions relative to the first query's.
     const LocalWindow window(shape, 0);
     const int j_block = static_cast<int>(j0 - shape.position);
@@ -74,8 +74,8 @@ __global__ void __launch_bounds__(backward_threads, 1)
     if (group == backward_groups) {
       give_registers<24>();
       {
-        const CachedRows<D, owned_rows> key_rows(keys, key_head), value_rows(values, key_head);
-        const TileCopy<D, owned_rows> copy;
+        const CachedRows<D, hopper_rows> key_rows(keys, key_head), value_rows(values, key_head);
+        const TileCopy<D, hopper_rows> copy;
         const int slot = static_cast<int>(j0 % key_rows.slots);
         key_rows.bring(copy, key_tile, slot, 0, count);
         value_rows.bring(copy, value_tile, slot, 0, count);

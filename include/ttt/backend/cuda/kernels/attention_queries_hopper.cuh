@@ -10,7 +10,7 @@ namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 namespace {
 
-constexpr int owned_rows = 128;  // by a block; 64 by a group that multiplies
+constexpr int hopper_rows = 128;  // by a block; 64 by a group that multiplies
 constexpr int backward_groups = 2;
 constexpr int backward_threads = group_threads * (backward_groups + 1);
 
@@ -30,13 +30,13 @@ struct QueryCopies {
     log_sums = reinterpret_cast<float*>(douts + size);
     alongs = log_sums + shape.heads * rows;
   }
-  static Index padded(Index q_rows) { return blocks_for(q_rows, owned_rows) * owned_rows; }
+  static Index padded(Index q_rows) { return blocks_for(q_rows, hopper_rows) * hopper_rows; }
 };
 
 template <int D>
 struct QueryOwner {
   static constexpr int columns = D <= 80 ? 128 : 96;  // keys of a tile
-  using Own = Tile<D, owned_rows>;
+  using Own = Tile<D, hopper_rows>;
   static constexpr int stages = D <= 96 ? 4 : 3;
   using Stream = KeyStream<D, columns, stages>;
   static constexpr int shared_bytes = 2 * Own::bytes + Stream::bytes + 1024;
@@ -48,7 +48,7 @@ __device__ void bring_queries(unsigned char* queries, unsigned char* douts, floa
                               float* alongs, const View<const float>& q, const View<const float>& o,
                               const View<const float>& lse, const View<const float>& dout,
                               Index first, int count, Index head, const QueryCopies& copies) {
-  using Own = Tile<D, owned_rows>;
+  using Own = Tile<D, hopper_rows>;
   const int row = static_cast<int>(threadIdx.x) / 2, half = static_cast<int>(threadIdx.x) % 2;
   const bool there = row < count;
   const Index t = first + (there ? row : 0), column = head * D + half * (D / 2);
@@ -96,14 +96,14 @@ __global__ void __launch_bounds__(backward_threads, 1)
     constexpr int columns = Owner::columns;
     extern __shared__ unsigned char dynamic[];
     __shared__ Stream stream;
-    __shared__ float all_log_sums[owned_rows], all_alongs[owned_rows];
+    __shared__ float all_log_sums[hopper_rows], all_alongs[hopper_rows];
     const unsigned query_tile = aligned_address(dynamic), dout_tile = query_tile + Own::bytes,
                    memory = dout_tile + Own::bytes;
     const Index head = blockIdx.y, key_head = head / (shape.heads / shape.key_heads);
-    const Index first = static_cast<Index>(gridDim.x - 1 - blockIdx.x) * owned_rows;
-    const int count = static_cast<int>(q.rows - first < owned_rows ? q.rows - first : owned_rows);
+    const Index first = static_cast<Index>(gridDim.x - 1 - blockIdx.x) * hopper_rows;
+    const int count = static_cast<int>(q.rows - first < hopper_rows ? q.rows - first : hopper_rows);
     const LocalWindow window(shape, first);
-    const KeyTiles<columns> tiles(window, owned_rows, count);
+    const KeyTiles<columns> tiles(window, hopper_rows, count);
     const int group = group_index();
     stream.init(backward_groups);
 

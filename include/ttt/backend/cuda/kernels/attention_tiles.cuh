@@ -220,18 +220,6 @@ inline bool in_eights(const Cache<const bfloat16>& cache) {
          cache.slots * cache.head_dim < Index{1} << 31;
 }
 
-/// Calls f with the head size as a type, if there is a kernel for it; says whether there is.
-template <class F>
-bool with_head_dim(Index d, const F& f) {
-  switch (d) {
-    case 64: f(std::integral_constant<int, 64>()); return true;
-    case 80: f(std::integral_constant<int, 80>()); return true;
-    case 96: f(std::integral_constant<int, 96>()); return true;
-    case 128: f(std::integral_constant<int, 128>()); return true;
-    default: return false;
-  }
-}
-
 /// Starts a kernel with `bytes` of dynamic shared memory, which it may always have.
 template <class... Parameters, class... Arguments>
 void start_tiles(void (*kernel)(Parameters...), dim3 blocks, int threads, int bytes,

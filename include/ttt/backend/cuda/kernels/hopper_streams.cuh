@@ -174,17 +174,6 @@ inline bool in_chunks(const Cache<const bfloat16>& c) {
 }
 constexpr Index least_hopper_queries = 64;
 
-/// Calls f with the head size as a type, if there is a kernel for it; says whether there is.
-template <class F>
-bool with_hopper_head(Index d, const F& f) {
-  switch (d) {
-    case 64: return f(std::integral_constant<int, 64>());
-    case 80: return f(std::integral_constant<int, 80>());
-    case 96: return f(std::integral_constant<int, 96>());
-    case 128: return f(std::integral_constant<int, 128>());
-    default: return false;
-  }
-}
 /// Of the running GPU.
 inline Index multiprocessors() {
   int device = 0, count = 0;

@@ -26,7 +26,7 @@ __device__ T norm_pull(T dot, T inverse, Index size) {
 /// y = [h +] x * inverse * scale; a block a row.
 template <class T, int N, class S = ScalarOf<T>>
 __global__ void rms_norm_kernel(Operand<S> x, Norm<S> norm, Operand<S> h, View<S> y,
-                                View<S> inverse) {
+                                View<S> inverse, View<bfloat16> rounded) {
   const Index t = blockIdx.x, width = x.value.cols, step = N * static_cast<Index>(blockDim.x);
   T sum(0);
   for (Index j = N * static_cast<Index>(threadIdx.x); j < width; j += step) {
@@ -45,13 +45,15 @@ __global__ void rms_norm_kernel(Operand<S> x, Norm<S> norm, Operand<S> h, View<S
       out.at[n] = out.at[n] + v.at[n] * inv * T(scale_at(norm, j + n));
     }
     put_pack(y, t, j, out);
+    put_rounded(rounded, t, j, out);
   }
 }
 
 /// dx (+)= inverse * scale * dy - x * pull; dx may be dy.
 template <class T, int N, class S = ScalarOf<T>>
 __global__ void rms_norm_backward_kernel(Operand<S> x, Norm<S> norm, Operand<S> inverse,
-                                         Operand<S> dy, View<S> dx, bool add) {
+                                         Operand<S> dy, View<S> dx, bool add,
+                                         View<bfloat16> rounded) {
   const Index t = blockIdx.x, width = x.value.cols, step = N * static_cast<Index>(blockDim.x);
   T dot(0);
   for (Index j = N * static_cast<Index>(threadIdx.x); j < width; j += step) {
@@ -69,6 +71,7 @@ __global__ void rms_norm_backward_kernel(Operand<S> x, Norm<S> norm, Operand<S> 
       out.at[n] = inv * T(scale_at(norm, j + n)) * g.at[n] - v.at[n] * pull;
     }
     put_pack(dx, t, j, out, add);
+    put_rounded(rounded, t, j, out);
   }
 }
 
@@ -138,18 +141,19 @@ Index Launch<S>::column_scratch(Index rows, Index cols) {
 
 template <class S>
 void Launch<S>::rms_norm(Stream stream, bool tangents, Operand<S> x, Norm<S> norm, Operand<S> h,
-                         View<S> y, View<S> inverse) {
+                         View<S> y, View<S> inverse, View<bfloat16> rounded) {
   if (x.value.rows == 0) return;
   const bool aligned = in_packs(x) && in_packs(h) && in_packs<S>(y);
   with_packs<S>(tangents, aligned, [&]<class T, int N>() {
-    rms_norm_kernel<T, N><<<grid(x.value.rows), row_threads, 0, stream>>>(x, norm, h, y, inverse);
+    rms_norm_kernel<T, N>
+        <<<grid(x.value.rows), row_threads, 0, stream>>>(x, norm, h, y, inverse, rounded);
   });
 }
 
 template <class S>
 void Launch<S>::rms_norm_backward(Stream stream, bool tangents, Operand<S> x, Norm<S> norm,
                                   Operand<S> inverse, Operand<S> dy, View<S> dx, Write write,
-                                  View<S> dscale, void* scratch) {
+                                  View<S> dscale, void* scratch, View<bfloat16> rounded) {
   if (x.value.rows == 0) return;
   if (!dscale.empty()) {  // before dx: it may be dy
     const ColumnSums all = column_sums(x.value.rows, x.value.cols);
@@ -164,7 +168,7 @@ void Launch<S>::rms_norm_backward(Stream stream, bool tangents, Operand<S> x, No
   const bool aligned = in_packs(x) && in_packs(dy) && in_packs<S>(dx);
   with_packs<S>(tangents, aligned, [&]<class T, int N>() {
     rms_norm_backward_kernel<T, N><<<grid(x.value.rows), row_threads, 0, stream>>>(
-        x, norm, inverse, dy, dx, write == Write::Add);
+        x, norm, inverse, dy, dx, write == Write::Add, rounded);
   });
 }
 

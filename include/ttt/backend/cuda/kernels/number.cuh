@@ -5,6 +5,8 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
+#include <utility>
 
 #include <ttt/backend/cuda/launch.hpp>
 #include <ttt/core/dual.hpp>
@@ -159,6 +161,18 @@ __device__ void put_pack(const View<S>& to, Index i, Index j, const Pack<T, N>& 
   *place = sum;
 }
 
+/// A copy in bfloat16 of what a product will read, where one is wanted.
+template <class T, int N>
+__device__ void put_rounded(const View<bfloat16>& to, Index i, Index j, const Pack<T, N>& x) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (to.data == nullptr) return;
+    RawPack<bfloat16, N> raw;
+#pragma unroll
+    for (int n = 0; n < N; ++n) set(raw.at[n], x.at[n]);
+    *reinterpret_cast<RawPack<bfloat16, N>*>(to.row(i) + j) = raw;
+  }
+}
+
 /// Rows that begin where sixteen bytes can be moved at once.
 template <class T>
 bool in_sixteens(const View<T>& v) {
@@ -257,6 +271,29 @@ void with_packs(bool tangents, bool aligned, const F& f) {
       f.template operator()<T, 1>();
     }
   });
+}
+
+// The sizes of heads that have kernels on tensor cores. A unit may define fewer, to compile faster.
+#if !defined(TTT_CUDA_HEAD_DIMS)
+#define TTT_CUDA_HEAD_DIMS 64, 80, 96, 128
+#endif
+
+/// Calls f with the head size as a type, if there are kernels for it; says whether there are and f,
+/// unless it returns nothing, says so too.
+template <class F>
+bool with_head_dim(Index d, const F& f) {
+  const auto call = [&](auto dim) {
+    if constexpr (std::is_void_v<decltype(f(dim))>) {
+      f(dim);
+      return true;
+    } else {
+      return f(dim);
+    }
+  };
+  return [&]<int... dims>(std::integer_sequence<int, dims...>) {
+    return ((d == dims && call(std::integral_constant<int, dims>())) || ...);
+  }
+  (std::integer_sequence<int, TTT_CUDA_HEAD_DIMS>());
 }
 
 /// Threads that share a row.
