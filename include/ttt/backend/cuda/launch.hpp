@@ -70,12 +70,13 @@ struct [[gnu::visibility("hidden")]] Launch {
 
   /// On tensor cores, what is multiplied rounded to bfloat16. False, and nothing done, where there
   /// are no kernels: other heads than 64, 80, 96 and 128, rows that do not lie in fours of floats.
-  static bool attention_bfloat16(Stream, View<const S> q, Cache<const S> keys,
-                                 Cache<const S> values, AttentionShape, View<S> o, View<S> lse);
-  static bool attention_backward_bfloat16(Stream, View<const S> q, Cache<const S> keys,
-                                          Cache<const S> values, AttentionShape, View<const S> o,
-                                          View<const S> lse, View<const S> dout, View<S> dq,
-                                          View<S> dkeys, View<S> dvalues, Index first);
+  static bool attention_bfloat16(Stream, View<const S> q, Cache<const bfloat16> keys,
+                                 Cache<const bfloat16> values, AttentionShape, View<S> o,
+                                 View<S> lse);
+  static bool attention_backward_bfloat16(Stream, View<const S> q, Cache<const bfloat16> keys,
+                                          Cache<const bfloat16> values, AttentionShape,
+                                          View<const S> o, View<const S> lse, View<const S> dout,
+                                          View<S> dq, View<S> dkeys, View<S> dvalues, Index first);
 
   /// Logits become the gradient of sum of weights[t] · nll[t]; with `tangents`, theirs become its
   /// tangent when the weights move by `seed` times themselves.
