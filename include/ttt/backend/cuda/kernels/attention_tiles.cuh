@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What the attention kernels on tensor cores share: tiles of rows on their way into shared memory,
+/// and products with them.
+#pragma once
+
+#include <ttt/backend/cuda/kernels/tensor_cores.cuh>
+
+namespace ttt::inline TTT_ABI {
+namespace cuda::detail {
+namespace {
+
+constexpr int flash_rows = 64, flash_threads = 128;
+
+template <int D>
+constexpr int flash_pitch = D + tile_pad;
+template <int D>
+constexpr int flash_tile = flash_rows* flash_pitch<D>;
+
+/// Fragments of 16 rows of a left operand, and sums of 16 x 8 n.
+template <int D>
+using Rows = unsigned[D / 16][4];
+template <int N>
+using Sums = float[N][4];
+
+/// `count` rows of floats into a tile of `rows`, rounded, zeros behind. `row_at(i)` points to row
+/// i's channels, or nowhere for zeros.
+template <int D, int rows = flash_rows, int threads = flash_threads, class RowAt>
+__device__ void bring_tile(std::uint16_t* tile, int count, float factor, const RowAt& row_at) {
+  constexpr int parts = rows * (D / 4);
+#pragma unroll 4
+  for (int e = static_cast<int>(threadIdx.x); e < parts; e += threads) {
+    const int row = e / (D / 4), channel = 4 * (e % (D / 4));
+    float4 v = {};
+    if (row < count) {
+      if (const float* const from = row_at(row)) {
+        v = *reinterpret_cast<const float4*>(from + channel);
+      }
+    }
+    *reinterpret_cast<uint2*>(tile + row * flash_pitch<D> + channel) =
+        make_uint2(pack(v.x * factor, v.y * factor), pack(v.z * factor, v.w * factor));
+  }
+}
+
+/// Puts the copy of `count` rows of bfloat16 into a tile of `rows` on its way, zeros behind.
+template <int D, int rows = flash_rows, int threads = flash_threads, class RowAt>
+__device__ void send_tile(std::uint16_t* tile, int count, const RowAt& row_at) {
+  constexpr int parts = rows * (D / 8);
+#pragma unroll
+  for (int n = 0; n < (parts + threads - 1) / threads; ++n) {
+    const int e = static_cast<int>(threadIdx.x) + n * threads;
+    if (parts % threads != 0 && e >= parts) break;
+    const int row = e / (D / 8), channel = 8 * (e % (D / 8));
+    const bool there = row < count;
+    const auto to =
+        static_cast<unsigned>(__cvta_generic_to_shared(tile + row * flash_pitch<D> + channel));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to),
+                 "l"(row_at(there ? row : 0) + channel), "r"(there ? 16 : 0)
+                 : "memory");
+  }
+}
+/// Closes a group of copies; waits until at most the last `open` groups are under way.
+__device__ inline void close_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int open = 0>
+__device__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(open) : "memory");
+}
+
+/// Goes along one head of a ring in tiles.
+class RingCursor {
+ public:
+  __device__ RingCursor(const Cache<const bfloat16>& cache, Index head, Index position)
+      : slots_(cache.slots), slot_(position % cache.slots), offset_(head * cache.slots) {}
+
+  /// Sends the `count` rows from here on.
+  template <int D, int threads = flash_threads>
+  __device__ void send(const Cache<const bfloat16>& cache, int count, std::uint16_t* tile) const {
+    send_tile<D, flash_rows, threads>(tile, count, [&](int i) {
+      const Index slot = slot_ + i < slots_ ? slot_ + i : slot_ + i - slots_;
+      return cache.data + (offset_ + slot) * D;
+    });
+  }
+  __device__ void advance() {
+    slot_ += flash_rows;
+    while (slot_ >= slots_) slot_ -= slots_;
+  }
+
+ private:
+  Index slots_, slot_, offset_;
+};
+
+/// This warp's 16 rows of a tile as a left operand.
+template <int D>
+__device__ void load_rows(const std::uint16_t* tile, Rows<D>& out) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+#pragma unroll
+  for (int k = 0; k < D / 16; ++k) {
+    load_matrices<true, true, flash_pitch<D>>(tile, 16 * warp, 16 * k, out[k]);
+  }
+}
+
+/// sums = rows · tileᵀ, 16 x 64, along the channels.
+template <int D>
+__device__ void along_channels(const Rows<D>& rows, const std::uint16_t* tile, Sums<8>& sums) {
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sums[n][e] = 0;
+  }
+#pragma unroll
+  for (int k = 0; k < D / 16; ++k) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      unsigned b[4];
+      load_matrices<true, false, flash_pitch<D>>(tile, 16 * j, 16 * k, b);
+      multiply_add(rows[k], b[0], b[1], sums[2 * j]);
+      multiply_add(rows[k], b[2], b[3], sums[2 * j + 1]);
+    }
+  }
+}
+
+/// Sums of 16 x 16, rounded, as a left operand.
+__device__ inline void round_sums(const float (&w)[2][4], unsigned (&out)[4]) {
+  out[0] = pack(w[0][0], w[0][1]);
+  out[1] = pack(w[0][2], w[0][3]);
+  out[2] = pack(w[1][0], w[1][1]);
+  out[3] = pack(w[1][2], w[1][3]);
+}
+
+/// sums += weights · tile, 16 x D, along the tile's rows; the weights are rounded.
+template <int D>
+__device__ void along_rows(const Sums<8>& weights, const std::uint16_t* tile, Sums<D / 8>& sums) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    unsigned a[4];
+    round_sums(*reinterpret_cast<const Sums<2>*>(&weights[2 * k]), a);
+#pragma unroll
+    for (int j = 0; j < D / 16; ++j) {
+      unsigned b[4];
+      load_matrices<false, false, flash_pitch<D>>(tile, 16 * j, 16 * k, b);
+      multiply_add(a, b[0], b[1], sums[2 * j]);
+      multiply_add(a, b[2], b[3], sums[2 * j + 1]);
+    }
+  }
+}
+
+/// Of element e of a 16 x 8 sum: its row and its column.
+__device__ inline int row_of(int e) {
+  return static_cast<int>(threadIdx.x) % 32 / 4 + 8 * (e / 2);
+}
+__device__ inline int col_of(int e) {
+  return 2 * (static_cast<int>(threadIdx.x) % 4) + e % 2;
+}
+
+constexpr float log2_e = 1.44269504f;
+
+/// 2^x, 0 where that is no normal number.
+__device__ inline float power_of_two(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+__device__ inline float exp_of(float x) {
+  return power_of_two(x * log2_e);
+}
+template <class F>
+__device__ float quad_reduce(float x, const F& f) {
+  x = f(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return f(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+__device__ inline float quad_sum(float x) {
+  return quad_reduce(x, [](float a, float b) { return a + b; });
+}
+
+/// Whether each of `queries` queries from p on sees each of `keys` keys from j on.
+__device__ inline bool all_seen(const AttentionShape& shape, Index p, Index j,
+                                int queries = flash_rows, int keys = flash_rows) {
+  return j + keys - 1 <= p && j >= shape.first_key(p + queries - 1);
+}
+
+/// Rows that can be read four floats, or eight bfloat16s, at a time.
+inline bool in_fours(const View<const float>& v) {
+  return reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0 && v.stride % 4 == 0;
+}
+inline bool in_eights(const Cache<const bfloat16>& cache) {
+  return reinterpret_cast<std::uintptr_t>(cache.data) % 16 == 0;
+}
+
+/// Calls f with the head size as a type, if there is a kernel for it; says whether there is.
+template <class F>
+bool with_head_dim(Index d, const F& f) {
+  switch (d) {
+    case 64: f(std::integral_constant<int, 64>()); return true;
+    case 80: f(std::integral_constant<int, 80>()); return true;
+    case 96: f(std::integral_constant<int, 96>()); return true;
+    case 128: f(std::integral_constant<int, 128>()); return true;
+    default: return false;
+  }
+}
+
+/// Starts a kernel with `bytes` of dynamic shared memory, which it may always have.
+template <class... Parameters, class... Arguments>
+void start_tiles(void (*kernel)(Parameters...), dim3 blocks, int threads, int bytes,
+                 cudaStream_t stream, const Arguments&... arguments) {
+  static_cast<void>(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  kernel<<<blocks, static_cast<unsigned>(threads), static_cast<std::size_t>(bytes), stream>>>(
+      arguments...);
+}
+
+}  // namespace
+}  // namespace cuda::detail
+}  // namespace ttt::inline TTT_ABI
