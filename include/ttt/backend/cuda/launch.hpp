@@ -78,6 +78,18 @@ struct [[gnu::visibility("hidden")]] Launch {
                                           View<const S> o, View<const S> lse, View<const S> dout,
                                           View<S> dq, View<S> dkeys, View<S> dvalues, Index first);
 
+  /// The tangents of both, likewise; o and lse are what the value forms gave. `scratch` has as many
+  /// bytes as attention_backward_tangent_scratch says, from a multiple of 16 on.
+  static bool attention_tangent_bfloat16(Stream, Operand<S> q, Cache<const bfloat16> keys,
+                                         Cache<const bfloat16> values, View<const S> tkeys,
+                                         View<const S> tvalues, AttentionShape, View<const S> o,
+                                         View<const S> lse, View<S> to, View<S> tlse);
+  static Index attention_backward_tangent_scratch(AttentionShape, Index rows);
+  static bool attention_backward_tangent_bfloat16(
+      Stream, Operand<S> q, Cache<const bfloat16> keys, Cache<const bfloat16> values,
+      View<const S> tkeys, View<const S> tvalues, AttentionShape, Operand<S> o, Operand<S> lse,
+      Operand<S> dout, View<S> tdq, View<S> tdkeys, View<S> tdvalues, Index first, void* scratch);
+
   /// Logits become the gradient of sum of weights[t] · nll[t]; with `tangents`, theirs become its
   /// tangent when the weights move by `seed` times themselves.
   static void softmax_loss(Stream, bool tangents, View<S> logits, View<S> tlogits,
