@@ -10,13 +10,14 @@ namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 namespace {
 
-/// <dout, o> of a row, by two neighbouring lanes; in both of them.
+/// <dout, o> of a row, by two neighbouring lanes; in both of them. dout is rounded as it is for the
+/// products, or dP - D would keep what the rounding and all values have in common.
 template <int D>
 __device__ float output_along(const View<const float>& dout, const View<const float>& o, Index t,
                               Index head) {
   const Index from = head * D + (threadIdx.x % 2) * (D / 2);
   float sum = 0;
-  for (Index c = from; c < from + D / 2; ++c) sum += dout(t, c) * o(t, c);
+  for (Index c = from; c < from + D / 2; ++c) sum += low(pack(dout(t, c), 0.0f)) * o(t, c);
   return sum + __shfl_xor_sync(0xffffffffu, sum, 1);
 }
 
@@ -54,11 +55,11 @@ __global__ void __launch_bounds__(flash_threads)
 
   Sums<D / 8> out = {};
   const Index begin = shape.first_key(position), end = position + count;
-  RingCursor cursor(keys, key_head, begin);
+  RingCursor cursor(keys, begin);
   const auto send = [&](Index j0, int stage) {
     const int here = end - j0 < flash_rows ? static_cast<int>(end - j0) : flash_rows;
-    cursor.send<D>(keys, here, tiles + 2 * stage * flash_tile<D>);
-    cursor.send<D>(values, here, tiles + (2 * stage + 1) * flash_tile<D>);
+    cursor.send<D>(keys, key_head, here, tiles + 2 * stage * flash_tile<D>);
+    cursor.send<D>(values, key_head, here, tiles + (2 * stage + 1) * flash_tile<D>);
     close_copies();
     cursor.advance();
   };
@@ -110,9 +111,9 @@ __global__ void __launch_bounds__(flash_threads)
   const Index j0 = from + static_cast<Index>(blockIdx.x) * flash_rows;
   const int count = key_end - j0 < flash_rows ? static_cast<int>(key_end - j0) : flash_rows;
   const int mine = static_cast<int>(threadIdx.x) / 32 * 16;
-  const RingCursor cursor(keys, key_head, j0);
-  cursor.send<D>(keys, count, query_tile);
-  cursor.send<D>(values, count, dout_tile);
+  const RingCursor cursor(keys, j0);
+  cursor.send<D>(keys, key_head, count, query_tile);
+  cursor.send<D>(values, key_head, count, dout_tile);
   close_copies();
   wait_for_copies();
   __syncthreads();

@@ -42,20 +42,25 @@ __device__ void bring_tile(std::uint16_t* tile, int count, float factor, const R
   }
 }
 
-/// Puts the copy of `count` rows of bfloat16 into a tile of `rows` on its way, zeros behind.
+/// Puts the copy of a tile of `rows` of bfloat16 on its way. `row_at(i)` points to row i's
+/// channels, or nowhere for zeros. Each row has neighbouring threads, which of them such that eight
+/// lie in different banks.
 template <int D, int rows = flash_rows, int threads = flash_threads, class RowAt>
-__device__ void send_tile(std::uint16_t* tile, int count, const RowAt& row_at) {
-  constexpr int parts = rows * (D / 8);
+__device__ void send_tile(std::uint16_t* tile, const RowAt& row_at) {
+  constexpr int sharing = threads / rows, apart = 8 / sharing, parts = D / 8;
+  static_assert(threads % rows == 0 && (sharing == 2 || sharing == 4 || sharing == 8));
+  const int pair = static_cast<int>(threadIdx.x) / sharing, eighth = pair % 8;
+  const int row = pair - eighth + eighth % apart * sharing + eighth / apart;
+  const int part = static_cast<int>(threadIdx.x) % sharing;
+  const bfloat16* const from = row_at(row);
+  const auto to =
+      static_cast<unsigned>(__cvta_generic_to_shared(tile + row * flash_pitch<D> + 8 * part));
+  const int bytes = from == nullptr ? 0 : 16;
 #pragma unroll
-  for (int n = 0; n < (parts + threads - 1) / threads; ++n) {
-    const int e = static_cast<int>(threadIdx.x) + n * threads;
-    if (parts % threads != 0 && e >= parts) break;
-    const int row = e / (D / 8), channel = 8 * (e % (D / 8));
-    const bool there = row < count;
-    const auto to =
-        static_cast<unsigned>(__cvta_generic_to_shared(tile + row * flash_pitch<D> + channel));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to),
-                 "l"(row_at(there ? row : 0) + channel), "r"(there ? 16 : 0)
+  for (int n = 0; n < (parts + sharing - 1) / sharing; ++n) {
+    if (parts % sharing != 0 && part + n * sharing >= parts) break;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + 16 * n * sharing),
+                 "l"(from + 8 * (part + n * sharing)), "r"(bytes)
                  : "memory");
   }
 }
@@ -71,15 +76,17 @@ __device__ void wait_for_copies() {
 /// Goes along one head of a ring in tiles.
 class RingCursor {
  public:
-  __device__ RingCursor(const Cache<const bfloat16>& cache, Index head, Index position)
-      : slots_(cache.slots), slot_(position % cache.slots), offset_(head * cache.slots) {}
+  __device__ RingCursor(const Cache<const bfloat16>& cache, Index position)
+      : slots_(static_cast<int>(cache.slots)), slot_(static_cast<int>(position % cache.slots)) {}
 
-  /// Sends the `count` rows from here on.
+  /// Sends the `count` rows from here on, zeros behind.
   template <int D, int threads = flash_threads>
-  __device__ void send(const Cache<const bfloat16>& cache, int count, std::uint16_t* tile) const {
-    send_tile<D, flash_rows, threads>(tile, count, [&](int i) {
-      const Index slot = slot_ + i < slots_ ? slot_ + i : slot_ + i - slots_;
-      return cache.data + (offset_ + slot) * D;
+  __device__ void send(const Cache<const bfloat16>& cache, Index head, int count,
+                       std::uint16_t* tile) const {
+    const bfloat16* const rows = cache.data + head * cache.slots * D;
+    send_tile<D, flash_rows, threads>(tile, [&](int i) -> const bfloat16* {
+      const int slot = slot_ + i < slots_ ? slot_ + i : slot_ + i - slots_;
+      return i < count ? rows + slot * D : nullptr;
     });
   }
   __device__ void advance() {
@@ -88,7 +95,7 @@ class RingCursor {
   }
 
  private:
-  Index slots_, slot_, offset_;
+  int slots_, slot_;
 };
 
 /// This warp's 16 rows of a tile as a left operand.
@@ -146,6 +153,14 @@ __device__ void along_rows(const Sums<8>& weights, const std::uint16_t* tile, Su
   }
 }
 
+/// The two floats of a pack.
+__device__ inline float low(unsigned packed) {
+  return __uint_as_float(packed << 16);
+}
+__device__ inline float high(unsigned packed) {
+  return __uint_as_float(packed & 0xffff0000u);
+}
+
 /// Of element e of a 16 x 8 sum: its row and its column.
 __device__ inline int row_of(int e) {
   return static_cast<int>(threadIdx.x) % 32 / 4 + 8 * (e / 2);
@@ -180,12 +195,29 @@ __device__ inline bool all_seen(const AttentionShape& shape, Index p, Index j,
   return j + keys - 1 <= p && j >= shape.first_key(p + queries - 1);
 }
 
+/// The mask in int: a query sees a key that lies `distance` before it.
+class Window {
+ public:
+  __device__ explicit Window(const AttentionShape& shape)
+      : size_(shape.window < largest ? static_cast<int>(shape.window) : largest) {}
+  __device__ bool has(int distance) const {
+    return static_cast<unsigned>(distance) < static_cast<unsigned>(size_);
+  }
+  /// Whether it has any distance of those from `least` to `most`.
+  __device__ bool reaches(int least, int most) const { return most >= 0 && least < size_; }
+
+ private:
+  static constexpr int largest = 0x7fffffff;
+  int size_;
+};
+
 /// Rows that can be read four floats, or eight bfloat16s, at a time.
 inline bool in_fours(const View<const float>& v) {
   return reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0 && v.stride % 4 == 0;
 }
 inline bool in_eights(const Cache<const bfloat16>& cache) {
-  return reinterpret_cast<std::uintptr_t>(cache.data) % 16 == 0;
+  return reinterpret_cast<std::uintptr_t>(cache.data) % 16 == 0 &&
+         cache.slots * cache.head_dim < Index{1} << 31;
 }
 
 /// Calls f with the head size as a type, if there is a kernel for it; says whether there is.

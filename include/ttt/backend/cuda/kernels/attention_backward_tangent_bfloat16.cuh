@@ -1,0 +1,518 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The tangent of attention's way back on tensor cores. With P the probabilities, D = rowsum(dO∘O),
+/// r the tangent of the log sums and a prime for tangents,
+///
+///     P' = P∘(S' - r),   dS = P∘(dP - D),   dS' = P'∘(dP - D) + P∘(dP' - D').
+///
+/// One kernel rounds what is read often, one owns queries (dq' = dS' k + dS k', 5 products a pair
+/// of a query and a cached key, 8 for the block's own keys), one owns keys (dk' = dS'ᵀ q + dSᵀ q',
+/// dv' = P'ᵀ dO + Pᵀ dO', 8 products, 10 for the block's own).
+#pragma once
+
+#include <ttt/backend/cuda/kernels/attention_tiles.cuh>
+
+namespace ttt::inline TTT_ABI {
+namespace cuda::detail {
+namespace {
+
+/// Rows of a streamed tile of queries: shared memory holds less of what is wider.
+template <int D>
+constexpr int query_rows = D <= 96 ? 32 : 16;
+
+/// Of a query: its log sum in powers of two, that one's tangent, D and D'.
+struct alignas(16) QueryNumbers {
+  float log_sum, tlog_sum, along, talong;
+};
+
+/// What the two kernels read: the queries with the scale, in bfloat16, by heads. Rows behind the
+/// last are zeros of no weight, so that tiles are whole.
+struct Rounded {
+  bfloat16 *q, *tq, *dout, *tdout;  // (heads, rows, head_dim)
+  bfloat16 *tkeys, *tvalues;        // (key_heads, rows, head_dim)
+  QueryNumbers* numbers;            // (heads, rows)
+  Index rows;
+
+  static constexpr Index padded(Index rows) { return blocks_for(rows, flash_rows) * flash_rows; }
+  static constexpr Index bytes(const AttentionShape& shape, Index rows) {
+    const Index channels = (4 * shape.heads + 2 * shape.key_heads) * shape.head_dim;
+    return padded(rows) * (2 * channels + 16 * shape.heads);
+  }
+  Rounded(void* scratch, const AttentionShape& shape, Index count) : rows(padded(count)) {
+    const Index size = rows * shape.heads * shape.head_dim;
+    q = static_cast<bfloat16*>(scratch);
+    tq = q + size;
+    dout = tq + size;
+    tdout = dout + size;
+    tkeys = tdout + size;
+    tvalues = tkeys + rows * shape.key_heads * shape.head_dim;
+    numbers = reinterpret_cast<QueryNumbers*>(tvalues + rows * shape.key_heads * shape.head_dim);
+  }
+};
+
+__device__ inline float4 four(const View<const float>& x, Index t, Index c, bool there) {
+  return there && !x.empty() ? *reinterpret_cast<const float4*>(x.row(t) + c) : float4{};
+}
+/// Leaves four bfloat16s; returns what they hold.
+__device__ inline float4 put_four(bfloat16* to, float4 v, float factor = 1) {
+  const uint2 rounded =
+      make_uint2(pack(v.x * factor, v.y * factor), pack(v.z * factor, v.w * factor));
+  *reinterpret_cast<uint2*>(to) = rounded;
+  return {low(rounded.x), high(rounded.x), low(rounded.y), high(rounded.y)};
+}
+__device__ inline float dot_four(float4 a, float4 b) {
+  return (a.x * b.x + a.y * b.y) + (a.z * b.z + a.w * b.w);
+}
+
+/// A warp rounds one row of one head. Reads 24 bytes a channel of a query and writes 8.
+template <int D>
+__global__ void round_rows_kernel(Operand<float> q, View<const float> tkeys,
+                                  View<const float> tvalues, AttentionShape shape, Operand<float> o,
+                                  Operand<float> lse, Operand<float> dout, Rounded out) {
+  const Index head = blockIdx.y, t = static_cast<Index>(blockIdx.x) * blockDim.y + threadIdx.y;
+  const int lane = static_cast<int>(threadIdx.x), c = 4 * lane;
+  const bool there = t < q.value.rows, mine = c < D;
+  if (head >= shape.heads) {
+    const Index key_head = head - shape.heads, from = key_head * D + c;
+    const Index to = (key_head * out.rows + t) * D + c;
+    if (!mine) return;
+    put_four(out.tkeys + to, four(tkeys, t, from, there));
+    put_four(out.tvalues + to, four(tvalues, t, from, there));
+    return;
+  }
+  const Index from = head * D + c, to = (head * out.rows + t) * D + c;
+  float along = 0, talong = 0;
+  if (mine) {
+    const float scale = rsqrtf(static_cast<float>(D));
+    const float4 y = four(o.value, t, from, there), ty = four(o.tangent, t, from, there);
+    put_four(out.q + to, four(q.value, t, from, there), scale);
+    put_four(out.tq + to, four(q.tangent, t, from, there), scale);
+    // Rounded here too, or dP - D would keep what the rounding and all values have in common.
+    const float4 g = put_four(out.dout + to, four(dout.value, t, from, there));
+    const float4 tg = put_four(out.tdout + to, four(dout.tangent, t, from, there));
+    along = dot_four(g, y);
+    talong = dot_four(tg, y) + dot_four(g, ty);
+  }
+  along = lanes_sum(along);
+  talong = lanes_sum(talong);
+  if (lane > 0) return;
+  const float tangent = there && !lse.tangent.empty() ? lse.tangent(head, t) : 0.0f;
+  out.numbers[head * out.rows + t] = {there ? lse.value(head, t) * log2_e : INFINITY, tangent,
+                                      along, talong};
+}
+
+/// 16 rows of a left operand out of the memory of the device: rows at(0) and at(8) of this lane.
+template <int D>
+__device__ void read_rows(const bfloat16* row, const bfloat16* row8, Rows<D>& out) {
+  const int c = col_of(0);
+#pragma unroll
+  for (int k = 0; k < D / 16; ++k) {
+    out[k][0] = *reinterpret_cast<const unsigned*>(row + 16 * k + c);
+    out[k][1] = *reinterpret_cast<const unsigned*>(row8 + 16 * k + c);
+    out[k][2] = *reinterpret_cast<const unsigned*>(row + 16 * k + c + 8);
+    out[k][3] = *reinterpret_cast<const unsigned*>(row8 + 16 * k + c + 8);
+  }
+}
+
+__device__ inline void multiply_add_16(const unsigned (&a)[4], const unsigned (&b)[4],
+                                       float (&sums)[2][4]) {
+  multiply_add(a, b[0], b[1], sums[0]);
+  multiply_add(a, b[2], b[3], sums[1]);
+}
+
+/// sums += weights · tile for 16 of the tile's rows.
+template <int D>
+__device__ void add_rows(const unsigned (&weights)[4], const std::uint16_t* tile, int row,
+                         Sums<D / 8>& sums) {
+#pragma unroll
+  for (int c = 0; c < D / 16; ++c) {
+    unsigned b[4];
+    load_matrices<false, false, flash_pitch<D>>(tile, 16 * c, row, b);
+    multiply_add(weights, b[0], b[1], sums[2 * c]);
+    multiply_add(weights, b[2], b[3], sums[2 * c + 1]);
+  }
+}
+
+/// dq': a block owns 64 queries of a head and goes along their keys.
+template <int D>
+__global__ void __launch_bounds__(flash_threads, D == 64 ? 3 : 2)
+    attention_queries_tangent_bfloat16_kernel(Rounded in, Cache<const bfloat16> keys,
+                                              Cache<const bfloat16> values, bool moves,
+                                              AttentionShape shape, View<float> tdq) {
+  constexpr int tile = flash_tile<D>;
+  extern __shared__ __align__(16) std::uint16_t tiles[];  // keys, values; the next; k', v'
+  std::uint16_t* const tkey_tile = tiles + 4 * tile;
+  const Index head = blockIdx.y, key_head = head / (shape.heads / shape.key_heads);
+  const Index first = static_cast<Index>(blockIdx.x) * flash_rows,
+              position = shape.position + first;
+  const int count = tdq.rows - first < flash_rows ? static_cast<int>(tdq.rows - first) : flash_rows;
+  const int mine = static_cast<int>(threadIdx.x) / 32 * 16;
+  Rows<D> q, tq, dout, tdout;
+  float log_sum[2], tlog_sum[2], along[2], talong[2];
+  {
+    const Index row = head * in.rows + first + mine + row_of(0);
+    const auto read = [&](const bfloat16* rows, Rows<D>& out) {
+      read_rows<D>(rows + row * D, rows + (row + 8) * D, out);
+    };
+    read(in.q, q);
+    read(in.tq, tq);
+    read(in.dout, dout);
+    read(in.tdout, tdout);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const QueryNumbers n = in.numbers[row + 8 * r];
+      log_sum[r] = n.log_sum;
+      tlog_sum[r] = n.tlog_sum;
+      along[r] = n.along;
+      talong[r] = n.talong;
+    }
+  }
+  Sums<D / 8> out = {};
+
+  // Keys are counted from the first that a query of the block sees.
+  const Index begin = shape.first_key(position);
+  const int here = static_cast<int>(position - begin), end = here + count;
+  const int own = begin < shape.position ? static_cast<int>(shape.position - begin) : 0;
+  const Window window(shape);
+  RingCursor cursor(keys, begin);
+  const auto send = [&](int j0, int stage) {
+    const int size = end - j0 < flash_rows ? end - j0 : flash_rows;
+    cursor.send<D>(keys, key_head, size, tiles + 2 * stage * tile);
+    cursor.send<D>(values, key_head, size, tiles + (2 * stage + 1) * tile);
+    close_copies();
+    cursor.advance();
+  };
+  const auto send_tangents = [&](const bfloat16* tangents, int j0, std::uint16_t* to) {
+    const Index from = begin + j0 - shape.position;
+    send_tile<D>(to, [&](int i) -> const bfloat16* {
+      const bool moved = from + i >= 0 && j0 + i < end;
+      return moved ? tangents + (key_head * in.rows + from + i) * D : nullptr;
+    });
+  };
+  /// 16 keys from j on of a tile; `before`: by how much the warp's first query is behind the first.
+  const auto go_along = [&]<bool edge>(std::bool_constant<edge>, const std::uint16_t* key_tile,
+                                       int j, int before) {
+    Sums<2> s = {}, ts, dp, tdp;
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        ts[n][e] = -tlog_sum[e / 2];
+        dp[n][e] = -along[e / 2];
+        tdp[n][e] = -talong[e / 2];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) {
+      unsigned b[4];
+      load_matrices<true, false, flash_pitch<D>>(key_tile, j, 16 * k, b);
+      multiply_add_16(q[k], b, s);
+      multiply_add_16(tq[k], b, ts);
+      load_matrices<true, false, flash_pitch<D>>(key_tile + tile, j, 16 * k, b);
+      multiply_add_16(dout[k], b, dp);
+      multiply_add_16(tdout[k], b, tdp);
+      if constexpr (edge) {
+        load_matrices<true, false, flash_pitch<D>>(tkey_tile, j, 16 * k, b);
+        multiply_add_16(q[k], b, ts);
+        load_matrices<true, false, flash_pitch<D>>(tkey_tile + tile, j, 16 * k, b);
+        multiply_add_16(dout[k], b, tdp);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float p = power_of_two(fmaf(s[n][e], log2_e, -log_sum[e / 2]));
+        if (edge && !window.has(before + row_of(e) - 8 * n - col_of(e))) p = 0;
+        tdp[n][e] = p * fmaf(ts[n][e], dp[n][e], tdp[n][e]);
+        if (edge) dp[n][e] *= p;
+      }
+    }
+    unsigned rounded[4];
+    round_sums(tdp, rounded);
+    add_rows<D>(rounded, key_tile, j, out);
+    if constexpr (edge) {
+      round_sums(dp, rounded);
+      add_rows<D>(rounded, tkey_tile, j, out);
+    }
+  };
+
+  send(0, 0);
+  int stage = 0;
+  for (int j0 = 0; j0 < end; j0 += flash_rows, stage ^= 1) {
+    const bool edge = j0 + flash_rows > here + 1 || !window.has(here + flash_rows - 1 - j0) ||
+                      (moves && j0 + flash_rows > own);
+    wait_for_copies();
+    __syncthreads();  // this tile has come, and nobody reads the one before any more
+    if (edge) {
+      send_tangents(in.tkeys, j0, tkey_tile);
+      send_tangents(in.tvalues, j0, tkey_tile + tile);
+      close_copies();
+    }
+    if (j0 + flash_rows < end) send(j0 + flash_rows, stage ^ 1);
+    const std::uint16_t* const key_tile = tiles + 2 * stage * tile;
+    if (edge) {
+      if (j0 + flash_rows < end) {
+        wait_for_copies<1>();
+      } else {
+        wait_for_copies();
+      }
+      __syncthreads();
+#pragma unroll 1
+      for (int j = 0; j < flash_rows; j += 16) {
+        const int before = here - j0 + mine - j;
+        if (!window.reaches(before - 15, before + 15)) continue;
+        go_along(std::bool_constant<true>(), key_tile, j, before);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < flash_rows; j += 16) {
+        go_along(std::bool_constant<false>(), key_tile, j, 0);
+      }
+    }
+  }
+  const float scale = rsqrtf(static_cast<float>(D));
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    const int t = mine + row_of(e);
+    if (t >= count) continue;
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n) {
+      tdq(first + t, head * D + 8 * n + col_of(e)) = out[n][e] * scale;
+    }
+  }
+}
+
+/// dk' and dv', added to: a block owns 64 keys of a key head, from position `from` on, and goes
+/// along the queries that see them, one query head of the group after the other.
+template <int D>
+__global__ void __launch_bounds__(flash_threads, D == 64 ? 3 : 2)
+    attention_keys_tangent_bfloat16_kernel(Rounded in, Cache<const bfloat16> keys,
+                                           Cache<const bfloat16> values, bool moves,
+                                           AttentionShape shape, Index rows, View<float> tdkeys,
+                                           View<float> tdvalues, Index first, Index from) {
+  constexpr int tile = flash_tile<D>, streamed = query_rows<D>;
+  constexpr int part = streamed * flash_pitch<D>;
+  constexpr bool resident = D <= 80;  // there are registers for the keys and values
+  extern __shared__ __align__(16) std::uint16_t tiles[];  // q, q', dO, dO'; the next; k', v'; k, v
+  __shared__ QueryNumbers numbers[2][streamed];
+  std::uint16_t* const tkey_tile = tiles + 8 * part;
+  std::uint16_t* const key_tile = resident ? tiles : tkey_tile + 2 * tile;
+  const Index key_head = blockIdx.y, group = shape.heads / shape.key_heads;
+  const Index key_end = shape.position + rows;
+  const Index j0 = from + static_cast<Index>(blockIdx.x) * flash_rows;
+  const int count = key_end - j0 < flash_rows ? static_cast<int>(key_end - j0) : flash_rows;
+  const int mine = static_cast<int>(threadIdx.x) / 32 * 16;
+  const bool own = moves && j0 + count > shape.position;
+  {
+    const auto send_tangents = [&](const bfloat16* tangents, std::uint16_t* to) {
+      const Index at = j0 - shape.position;
+      send_tile<D>(to, [&](int i) -> const bfloat16* {
+        const bool moved = own && at + i >= 0 && i < count;
+        return moved ? tangents + (key_head * in.rows + at + i) * D : nullptr;
+      });
+    };
+    send_tangents(in.tkeys, tkey_tile);
+    send_tangents(in.tvalues, tkey_tile + tile);
+    const RingCursor cursor(keys, j0);
+    cursor.send<D>(keys, key_head, count, key_tile);
+    cursor.send<D>(values, key_head, count, key_tile + tile);
+    close_copies();
+    wait_for_copies();
+    __syncthreads();
+  }
+  Rows<resident ? D : 16> own_keys, own_values;
+  if constexpr (resident) {
+    load_rows<D>(key_tile, own_keys);
+    load_rows<D>(key_tile + tile, own_values);
+    __syncthreads();
+  }
+  Sums<D / 8> dkey = {}, dvalue = {};
+
+  const Index begin = (j0 > shape.position ? j0 - shape.position : 0) / streamed * streamed;
+  const Index reach = j0 + count - 1 + (shape.window < key_end ? shape.window : key_end);
+  const Index end = reach < key_end ? reach - shape.position : rows;
+  const int size = static_cast<int>(end - begin), steps = (size + streamed - 1) / streamed;
+  const int ahead = static_cast<int>(shape.position + begin - j0);  // of the first query
+  const Window window(shape);
+  Index next = key_head * group * in.rows + begin;
+  int left = steps;
+  const auto send = [&](int stage) {
+    const auto send_rows = [&](const bfloat16* of, int place) {
+      send_tile<D, streamed>(tiles + (4 * stage + place) * part,
+                             [&](int i) { return of + (next + i) * D; });
+    };
+    send_rows(in.q, 0);
+    send_rows(in.tq, 1);
+    send_rows(in.dout, 2);
+    send_rows(in.tdout, 3);
+    if (threadIdx.x < streamed) {
+      const auto to = static_cast<unsigned>(__cvta_generic_to_shared(&numbers[stage][threadIdx.x]));
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to),
+                   "l"(in.numbers + next + threadIdx.x)
+                   : "memory");
+    }
+    close_copies();
+    next += streamed;
+    if (--left == 0) {  // the next head of the group
+      left = steps;
+      next += in.rows - static_cast<Index>(steps) * streamed;
+    }
+  };
+  /// 16 queries from t on of a tile; `after`: by how much the first is behind the warp's first key.
+  const auto go_along = [&]<bool edge>(std::bool_constant<edge>, int stage, int t, int after) {
+    const std::uint16_t* const q = tiles + 4 * stage * part;
+    const std::uint16_t *const tq = q + part, *const dout = q + 2 * part,
+                               *const tdout = q + 3 * part;
+    Sums<2> p = {}, tp, ds, tds;
+    float log_sum[2][2];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const QueryNumbers of = numbers[stage][t + 8 * n + col_of(e)];
+        log_sum[n][e] = of.log_sum;
+        tp[n][e] = tp[n][e + 2] = -of.tlog_sum;
+        ds[n][e] = ds[n][e + 2] = -of.along;
+        tds[n][e] = tds[n][e + 2] = -of.talong;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) {
+      unsigned key[4], value[4], b[4];
+      if constexpr (resident) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          key[i] = own_keys[k][i];
+          value[i] = own_values[k][i];
+        }
+      } else {
+        load_matrices<true, true, flash_pitch<D>>(key_tile, mine, 16 * k, key);
+        load_matrices<true, true, flash_pitch<D>>(key_tile + tile, mine, 16 * k, value);
+      }
+      load_matrices<true, false, flash_pitch<D>>(tq, t, 16 * k, b);
+      multiply_add_16(key, b, tp);
+      load_matrices<true, false, flash_pitch<D>>(q, t, 16 * k, b);
+      multiply_add_16(key, b, p);
+      if constexpr (edge) {
+        load_matrices<true, true, flash_pitch<D>>(tkey_tile, mine, 16 * k, key);
+        multiply_add_16(key, b, tp);
+      }
+      load_matrices<true, false, flash_pitch<D>>(tdout, t, 16 * k, b);
+      multiply_add_16(value, b, tds);
+      load_matrices<true, false, flash_pitch<D>>(dout, t, 16 * k, b);
+      multiply_add_16(value, b, ds);
+      if constexpr (edge) {
+        load_matrices<true, true, flash_pitch<D>>(tkey_tile + tile, mine, 16 * k, value);
+        multiply_add_16(value, b, tds);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float weight = power_of_two(fmaf(p[n][e], log2_e, -log_sum[n][e % 2]));
+        if (edge && !window.has(after + 8 * n + col_of(e) - row_of(e))) weight = 0;
+        p[n][e] = weight;
+        tds[n][e] = weight * fmaf(tp[n][e], ds[n][e], tds[n][e]);
+        tp[n][e] *= weight;
+        ds[n][e] *= weight;
+      }
+    }
+    unsigned weights[4], tweights[4], dscores[4], tdscores[4];
+    round_sums(p, weights);
+    round_sums(tp, tweights);
+    round_sums(ds, dscores);
+    round_sums(tds, tdscores);
+    add_rows<D>(tdscores, q, t, dkey);
+    add_rows<D>(dscores, tq, t, dkey);
+    add_rows<D>(tweights, dout, t, dvalue);
+    add_rows<D>(weights, tdout, t, dvalue);
+  };
+
+  const int all = steps * static_cast<int>(group);
+  if (all > 0) send(0);
+  int stage = 0, at = 0;
+  for (int step = 0; step < all; ++step, stage ^= 1) {
+    const int after = ahead + at * streamed;
+    const bool edge = own || after < flash_rows - 1 || !window.has(after + streamed - 1);
+    wait_for_copies();
+    __syncthreads();  // this tile has come, and nobody reads the one before any more
+    if (step + 1 < all) send(stage ^ 1);
+    if (++at == steps) at = 0;
+    if (edge) {
+#pragma unroll 1
+      for (int t = 0; t < streamed; t += 16) {
+        const int distance = after + t - mine;
+        if (!window.reaches(distance - 15, distance + 15)) continue;
+        go_along(std::bool_constant<true>(), stage, t, distance);
+      }
+    } else {
+#pragma unroll
+      for (int t = 0; t < streamed; t += 16) {
+        go_along(std::bool_constant<false>(), stage, t, 0);
+      }
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    const int i = mine + row_of(e);
+    if (i >= count) continue;
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n) {
+      const Index row = j0 + i - first, c = key_head * D + 8 * n + col_of(e);
+      if (!tdkeys.empty()) tdkeys(row, c) += dkey[n][e];
+      if (!tdvalues.empty()) tdvalues(row, c) += dvalue[n][e];
+    }
+  }
+}
+
+}  // namespace
+
+template <class S>
+Index Launch<S>::attention_backward_tangent_scratch(AttentionShape shape, Index rows) {
+  return Rounded::bytes(shape, rows);
+}
+
+template <class S>
+bool Launch<S>::attention_backward_tangent_bfloat16(
+    Stream stream, Operand<S> q, Cache<const bfloat16> keys, Cache<const bfloat16> values,
+    View<const S> tkeys, View<const S> tvalues, AttentionShape shape, Operand<S> o, Operand<S> lse,
+    Operand<S> dout, View<S> tdq, View<S> tdkeys, View<S> tdvalues, Index first, void* scratch) {
+  if constexpr (std::is_same_v<S, float>) {
+    const Index rows = q.value.rows;
+    if (rows == 0 || !in_eights(keys) || !in_eights(values) || keys.slots != values.slots) {
+      return false;
+    }
+    const View<const S> read[] = {q.value, q.tangent, tkeys,      tvalues,
+                                  o.value, o.tangent, dout.value, dout.tangent};
+    for (const View<const S>& x : read) {
+      if (!in_fours(x)) return false;
+    }
+    const Index seen = shape.first_key(shape.position), end = shape.position + rows;
+    const Index from = first > seen ? first : seen;
+    const bool moves = !tkeys.empty() || !tvalues.empty();
+    const Rounded in(scratch, shape, rows);
+    return with_head_dim(shape.head_dim, [&](auto d) {
+      constexpr int warps = 8, tile = flash_tile<d()>;
+      round_rows_kernel<d()>
+          <<<dim3(grid(in.rows / warps), grid(shape.heads + shape.key_heads)), dim3(32, warps), 0,
+             stream>>>(q, tkeys, tvalues, shape, o, lse, dout, in);
+      if (!tdq.empty()) {
+        const dim3 blocks(grid(in.rows / flash_rows), grid(shape.heads));
+        start_tiles(attention_queries_tangent_bfloat16_kernel<d()>, blocks, flash_threads,
+                    12 * tile, stream, in, keys, values, moves, shape, tdq);
+      }
+      if ((tdkeys.empty() && tdvalues.empty()) || from >= end) return;
+      const dim3 blocks(grid(blocks_for(end - from, flash_rows)), grid(shape.key_heads));
+      constexpr int streamed = 8 * query_rows<d()> * flash_pitch<d()>;
+      start_tiles(attention_keys_tangent_bfloat16_kernel<d()>, blocks, flash_threads,
+                  2 * (streamed + (d() <= 80 ? 2 : 4) * tile), stream, in, keys, values, moves,
+                  shape, rows, tdkeys, tdvalues, first, from);
+    });
+  }
+  return false;
+}
+
+}  // namespace cuda::detail
+}  // namespace ttt::inline TTT_ABI
