@@ -114,22 +114,19 @@ __device__ void read_rows(const bfloat16* row, const bfloat16* row8, Rows<D>& ou
   }
 }
 
-__device__ inline void multiply_add_16(const unsigned (&a)[4], const unsigned (&b)[4],
-                                       float (&sums)[2][4]) {
-  multiply_add(a, b[0], b[1], sums[0]);
-  multiply_add(a, b[2], b[3], sums[1]);
-}
-
-/// sums += weights · tile for 16 of the tile's rows.
+/// sums += weights · tile for 16 of the tile's rows, for two bands of 16 weights.
 template <int D>
-__device__ void add_rows(const unsigned (&weights)[4], const std::uint16_t* tile, int row,
-                         Sums<D / 8>& sums) {
+__device__ void add_rows_2(const unsigned (&weights)[2][4], const std::uint16_t* tile, int row,
+                           Sums<D / 8> (&sums)[2]) {
 #pragma unroll
   for (int c = 0; c < D / 16; ++c) {
     unsigned b[4];
     load_matrices<false, false, flash_pitch<D>>(tile, 16 * c, row, b);
-    multiply_add(weights, b[0], b[1], sums[2 * c]);
-    multiply_add(weights, b[2], b[3], sums[2 * c + 1]);
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      multiply_add(weights[m], b[0], b[1], sums[m][2 * c]);
+      multiply_add(weights[m], b[2], b[3], sums[m][2 * c + 1]);
+    }
   }
 }
 
@@ -172,22 +169,22 @@ __global__ void __launch_bounds__(flash_threads, D == 64 ? 3 : 2)
   // Keys are counted from the first that a query of the block sees.
   const Index begin = shape.first_key(position);
   const int here = static_cast<int>(position - begin), end = here + count;
-  const int own = begin < shape.position ? static_cast<int>(shape.position - begin) : 0;
   const Window window(shape);
-  RingCursor cursor(keys, begin);
+  const Interior interior(shape, here, flash_rows, moves ? shape.position - begin : end);
+  RingCursor<D> cursor(keys, begin);
   const auto send = [&](int j0, int stage) {
-    const int size = end - j0 < flash_rows ? end - j0 : flash_rows;
-    cursor.send<D>(keys, key_head, size, tiles + 2 * stage * tile);
-    cursor.send<D>(values, key_head, size, tiles + (2 * stage + 1) * tile);
+    cursor.send(keys, values, key_head, end - j0, tiles + 2 * stage * tile,
+                tiles + (2 * stage + 1) * tile);
     close_copies();
-    cursor.advance();
   };
-  const auto send_tangents = [&](const bfloat16* tangents, int j0, std::uint16_t* to) {
-    const Index from = begin + j0 - shape.position;
-    send_tile<D>(to, [&](int i) -> const bfloat16* {
-      const bool moved = from + i >= 0 && j0 + i < end;
-      return moved ? tangents + (key_head * in.rows + from + i) * D : nullptr;
-    });
+  const auto send_tangents = [&](int j0) {
+    const TilePart<D> part;
+    const Index row = begin + j0 + part.row() - shape.position;
+    const bool moved = row >= 0 && j0 + part.row() < end;
+    const Index from = (key_head * in.rows + (moved ? row : 0)) * D + part.channel();
+    part.send(in.tkeys + from, moved, tkey_tile);
+    part.send(in.tvalues + from, moved, tkey_tile + tile);
+    close_copies();
   };
   /// 16 keys from j on of a tile; `before`: by how much the warp's first query is behind the first.
   const auto go_along = [&]<bool edge>(std::bool_constant<edge>, const std::uint16_t* key_tile,
@@ -240,35 +237,28 @@ __global__ void __launch_bounds__(flash_threads, D == 64 ? 3 : 2)
   send(0, 0);
   int stage = 0;
   for (int j0 = 0; j0 < end; j0 += flash_rows, stage ^= 1) {
-    const bool edge = j0 + flash_rows > here + 1 || !window.has(here + flash_rows - 1 - j0) ||
-                      (moves && j0 + flash_rows > own);
     wait_for_copies();
     __syncthreads();  // this tile has come, and nobody reads the one before any more
-    if (edge) {
-      send_tangents(in.tkeys, j0, tkey_tile);
-      send_tangents(in.tvalues, j0, tkey_tile + tile);
-      close_copies();
-    }
+    const bool inside = interior.has(j0);
+    if (!inside) send_tangents(j0);
     if (j0 + flash_rows < end) send(j0 + flash_rows, stage ^ 1);
     const std::uint16_t* const key_tile = tiles + 2 * stage * tile;
-    if (edge) {
-      if (j0 + flash_rows < end) {
-        wait_for_copies<1>();
-      } else {
-        wait_for_copies();
-      }
-      __syncthreads();
-#pragma unroll 1
-      for (int j = 0; j < flash_rows; j += 16) {
-        const int before = here - j0 + mine - j;
-        if (!window.reaches(before - 15, before + 15)) continue;
-        go_along(std::bool_constant<true>(), key_tile, j, before);
-      }
-    } else {
+    if (inside) {
 #pragma unroll
-      for (int j = 0; j < flash_rows; j += 16) {
-        go_along(std::bool_constant<false>(), key_tile, j, 0);
-      }
+      for (int j = 0; j < flash_rows; j += 16) go_along(std::false_type(), key_tile, j, 0);
+      continue;
+    }
+    if (j0 + flash_rows < end) {
+      wait_for_copies<1>();
+    } else {
+      wait_for_copies();
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int j = 0; j < flash_rows; j += 16) {
+      const int before = here - j0 + mine - j;
+      if (!window.reaches(before - 15, before + 15)) continue;
+      go_along(std::true_type(), key_tile, j, before);
     }
   }
   const float scale = rsqrtf(static_cast<float>(D));
@@ -283,72 +273,126 @@ __global__ void __launch_bounds__(flash_threads, D == 64 ? 3 : 2)
   }
 }
 
-/// dk' and dv', added to: a block owns 64 keys of a key head, from position `from` on, and goes
-/// along the queries that see them, one query head of the group after the other.
-template <int D>
+/// What two warps that share keys tell each other, through one place that holds 16 queries' worth.
+class Handover {
+ public:
+  __device__ Handover(uint4* place, int pair)
+      : place_(place + pair * size + threadIdx.x % 32), full_(1 + pair), empty_(3 + pair) {}
+  static constexpr int size = 4 * 32;  // of one pair's place
+
+  __device__ void give(const unsigned (&weights)[2][4], const unsigned (&tweights)[2][4]) const {
+    wait(empty_);
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      place_[64 * m] = {weights[m][0], weights[m][1], weights[m][2], weights[m][3]};
+      place_[64 * m + 32] = {tweights[m][0], tweights[m][1], tweights[m][2], tweights[m][3]};
+    }
+    arrive(full_);
+  }
+  __device__ void take(unsigned (&weights)[2][4], unsigned (&tweights)[2][4]) const {
+    wait(full_);
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      const uint4 w = place_[64 * m], tw = place_[64 * m + 32];
+      weights[m][0] = w.x, weights[m][1] = w.y, weights[m][2] = w.z, weights[m][3] = w.w;
+      tweights[m][0] = tw.x, tweights[m][1] = tw.y, tweights[m][2] = tw.z, tweights[m][3] = tw.w;
+    }
+    open();
+  }
+  /// Says, before anything is given, that the place is free; waits until all was taken.
+  __device__ void open() const {
+    arrive(empty_);
+  }
+  __device__ void close() const {
+    wait(empty_);
+  }
+
+ private:
+  __device__ static void wait(int barrier) {
+    asm volatile("bar.sync %0, 64;" ::"r"(barrier) : "memory");
+  }
+  __device__ static void arrive(int barrier) {
+    asm volatile("bar.arrive %0, 64;" ::"r"(barrier) : "memory");
+  }
+
+  uint4* place_;
+  int full_, empty_;
+};
+
+/// dk' and dv', added to: a block owns 64 keys of a key head, from position `from` on and before
+/// `to`, and goes along the queries that see them, one query head of the group after the other.
+/// `own`: those keys have tangents.
+///
+/// Two warps share 32 keys: one makes the weights P, P' and with them dv', hands them over, and the
+/// other makes dP, dP', dS, dS' and dk'. Each reads a query for twice the keys that it could own
+/// alone.
+template <int D, bool own>
 __global__ void __launch_bounds__(flash_threads, D == 64 ? 3 : 2)
     attention_keys_tangent_bfloat16_kernel(Rounded in, Cache<const bfloat16> keys,
-                                           Cache<const bfloat16> values, bool moves,
-                                           AttentionShape shape, Index rows, View<float> tdkeys,
-                                           View<float> tdvalues, Index first, Index from) {
+                                           Cache<const bfloat16> values, AttentionShape shape,
+                                           Index rows, View<float> tdkeys, View<float> tdvalues,
+                                           Index first, Index from, Index to) {
   constexpr int tile = flash_tile<D>, streamed = query_rows<D>;
   constexpr int part = streamed * flash_pitch<D>;
-  constexpr bool resident = D <= 80;  // there are registers for the keys and values
-  extern __shared__ __align__(16) std::uint16_t tiles[];  // q, q', dO, dO'; the next; k', v'; k, v
+  extern __shared__ __align__(16) std::uint16_t tiles[];  // q, q', dO, dO'; the next; k', v'
   __shared__ QueryNumbers numbers[2][streamed];
+  __shared__ uint4 handed[2 * Handover::size];
   std::uint16_t* const tkey_tile = tiles + 8 * part;
-  std::uint16_t* const key_tile = resident ? tiles : tkey_tile + 2 * tile;
   const Index key_head = blockIdx.y, group = shape.heads / shape.key_heads;
-  const Index key_end = shape.position + rows;
   const Index j0 = from + static_cast<Index>(blockIdx.x) * flash_rows;
-  const int count = key_end - j0 < flash_rows ? static_cast<int>(key_end - j0) : flash_rows;
-  const int mine = static_cast<int>(threadIdx.x) / 32 * 16;
-  const bool own = moves && j0 + count > shape.position;
+  const int count = to - j0 < flash_rows ? static_cast<int>(to - j0) : flash_rows;
+  const int warp = static_cast<int>(threadIdx.x) / 32, mine = warp % 2 * 32;
+  const bool scores = warp >= 2;  // dS and keys, or else weights and values
+  const Handover handover(handed, warp % 2);
+  Rows<D> owned[2];  // keys; values for the scores
   {
-    const auto send_tangents = [&](const bfloat16* tangents, std::uint16_t* to) {
-      const Index at = j0 - shape.position;
-      send_tile<D>(to, [&](int i) -> const bfloat16* {
-        const bool moved = own && at + i >= 0 && i < count;
-        return moved ? tangents + (key_head * in.rows + at + i) * D : nullptr;
-      });
-    };
-    send_tangents(in.tkeys, tkey_tile);
-    send_tangents(in.tvalues, tkey_tile + tile);
-    const RingCursor cursor(keys, j0);
-    cursor.send<D>(keys, key_head, count, key_tile);
-    cursor.send<D>(values, key_head, count, key_tile + tile);
+    if constexpr (own) {
+      const TilePart<D> mover;
+      const Index row = j0 - shape.position + mover.row();
+      const bool moved = mover.row() < count;
+      const Index at = (key_head * in.rows + (moved ? row : 0)) * D + mover.channel();
+      mover.send(in.tkeys + at, moved, tkey_tile);
+      mover.send(in.tvalues + at, moved, tkey_tile + tile);
+    }
+    RingCursor<D> cursor(keys, j0);
+    cursor.send(keys, values, key_head, count, tiles, tiles + tile);
     close_copies();
     wait_for_copies();
     __syncthreads();
-  }
-  Rows<resident ? D : 16> own_keys, own_values;
-  if constexpr (resident) {
-    load_rows<D>(key_tile, own_keys);
-    load_rows<D>(key_tile + tile, own_values);
+    const std::uint16_t* const from_tile = tiles + (scores ? tile : 0);
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+#pragma unroll
+      for (int k = 0; k < D / 16; ++k) {
+        load_matrices<true, true, flash_pitch<D>>(from_tile, mine + 16 * m, 16 * k, owned[m][k]);
+      }
+    }
     __syncthreads();
   }
-  Sums<D / 8> dkey = {}, dvalue = {};
+  Sums<D / 8> out[2] = {};  // dv', or dk'
 
   const Index begin = (j0 > shape.position ? j0 - shape.position : 0) / streamed * streamed;
+  const Index key_end = shape.position + rows;
   const Index reach = j0 + count - 1 + (shape.window < key_end ? shape.window : key_end);
   const Index end = reach < key_end ? reach - shape.position : rows;
-  const int size = static_cast<int>(end - begin), steps = (size + streamed - 1) / streamed;
+  const int steps = static_cast<int>(end - begin + streamed - 1) / streamed;
   const int ahead = static_cast<int>(shape.position + begin - j0);  // of the first query
   const Window window(shape);
+  const TilePart<D, streamed> mover;
+  const int offset = mover.row() * D + mover.channel();
   Index next = key_head * group * in.rows + begin;
   int left = steps;
   const auto send = [&](int stage) {
-    const auto send_rows = [&](const bfloat16* of, int place) {
-      send_tile<D, streamed>(tiles + (4 * stage + place) * part,
-                             [&](int i) { return of + (next + i) * D; });
-    };
-    send_rows(in.q, 0);
-    send_rows(in.tq, 1);
-    send_rows(in.dout, 2);
-    send_rows(in.tdout, 3);
+    const Index at = next * D + offset;
+    std::uint16_t* const to_tile = tiles + 4 * stage * part;
+    mover.send(in.q + at, true, to_tile);
+    mover.send(in.tq + at, true, to_tile + part);
+    mover.send(in.dout + at, true, to_tile + 2 * part);
+    mover.send(in.tdout + at, true, to_tile + 3 * part);
     if (threadIdx.x < streamed) {
-      const auto to = static_cast<unsigned>(__cvta_generic_to_shared(&numbers[stage][threadIdx.x]));
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to),
+      const auto place =
+          static_cast<unsigned>(__cvta_generic_to_shared(&numbers[stage][threadIdx.x]));
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place),
                    "l"(in.numbers + next + threadIdx.x)
                    : "memory");
     }
@@ -359,83 +403,89 @@ __global__ void __launch_bounds__(flash_threads, D == 64 ? 3 : 2)
       next += in.rows - static_cast<Index>(steps) * streamed;
     }
   };
-  /// 16 queries from t on of a tile; `after`: by how much the first is behind the warp's first key.
+  /// 16 queries from t on of a tile; `after`: by how much the first is behind the warps' first key.
   const auto go_along = [&]<bool edge>(std::bool_constant<edge>, int stage, int t, int after) {
-    const std::uint16_t* const q = tiles + 4 * stage * part;
-    const std::uint16_t *const tq = q + part, *const dout = q + 2 * part,
-                               *const tdout = q + 3 * part;
-    Sums<2> p = {}, tp, ds, tds;
-    float log_sum[2][2];
+    const std::uint16_t* const q = tiles + (4 * stage + (scores ? 2 : 0)) * part;     // or dO
+    const std::uint16_t* const dout = tiles + (4 * stage + (scores ? 0 : 2)) * part;  // or q
+    Sums<2> x[2] = {}, tx[2] = {};  // S, S'; or dP, dP'
+    float2 number[2][2];
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const QueryNumbers of = numbers[stage][t + 8 * n + col_of(e)];
-        log_sum[n][e] = of.log_sum;
-        tp[n][e] = tp[n][e + 2] = -of.tlog_sum;
-        ds[n][e] = ds[n][e + 2] = -of.along;
-        tds[n][e] = tds[n][e + 2] = -of.talong;
+        const QueryNumbers* const of = &numbers[stage][t + 8 * n + col_of(e)];
+        number[n][e] = *reinterpret_cast<const float2*>(scores ? &of->along : &of->log_sum);
       }
     }
 #pragma unroll
     for (int k = 0; k < D / 16; ++k) {
-      unsigned key[4], value[4], b[4];
-      if constexpr (resident) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          key[i] = own_keys[k][i];
-          value[i] = own_values[k][i];
-        }
-      } else {
-        load_matrices<true, true, flash_pitch<D>>(key_tile, mine, 16 * k, key);
-        load_matrices<true, true, flash_pitch<D>>(key_tile + tile, mine, 16 * k, value);
-      }
-      load_matrices<true, false, flash_pitch<D>>(tq, t, 16 * k, b);
-      multiply_add_16(key, b, tp);
+      unsigned b[4];
       load_matrices<true, false, flash_pitch<D>>(q, t, 16 * k, b);
-      multiply_add_16(key, b, p);
-      if constexpr (edge) {
-        load_matrices<true, true, flash_pitch<D>>(tkey_tile, mine, 16 * k, key);
-        multiply_add_16(key, b, tp);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        multiply_add_16(owned[m][k], b, x[m]);
+        if constexpr (own) {
+          unsigned moved[4];
+          load_matrices<true, true, flash_pitch<D>>(tkey_tile + (scores ? tile : 0), mine + 16 * m,
+                                                    16 * k, moved);
+          multiply_add_16(moved, b, tx[m]);
+        }
       }
-      load_matrices<true, false, flash_pitch<D>>(tdout, t, 16 * k, b);
-      multiply_add_16(value, b, tds);
-      load_matrices<true, false, flash_pitch<D>>(dout, t, 16 * k, b);
-      multiply_add_16(value, b, ds);
-      if constexpr (edge) {
-        load_matrices<true, true, flash_pitch<D>>(tkey_tile + tile, mine, 16 * k, value);
-        multiply_add_16(value, b, tds);
+      load_matrices<true, false, flash_pitch<D>>(q + part, t, 16 * k, b);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) multiply_add_16(owned[m][k], b, tx[m]);
+    }
+    unsigned weights[2][4], tweights[2][4];
+    if (scores) {
+      handover.take(weights, tweights);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const unsigned two = weights[m][2 * n + e / 2], ttwo = tweights[m][2 * n + e / 2];
+            const float p = e % 2 == 0 ? low(two) : high(two);
+            const float tp = e % 2 == 0 ? low(ttwo) : high(ttwo);
+            const float dscore = x[m][n][e] - number[n][e % 2].x;
+            tx[m][n][e] = fmaf(p, tx[m][n][e] - number[n][e % 2].y, tp * dscore);
+            x[m][n][e] = p * dscore;
+          }
+        }
+      }
+    } else {
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+#pragma unroll
+        for (int n = 0; n < 2; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            float& p = x[m][n][e];
+            p = power_of_two(fmaf(p, log2_e, -number[n][e % 2].x));
+            const int distance = after + 8 * n + col_of(e) - 16 * m - row_of(e);
+            if (edge && !window.has(distance)) p = 0;
+            tx[m][n][e] = p * (tx[m][n][e] - number[n][e % 2].y);
+          }
+        }
       }
     }
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        float weight = power_of_two(fmaf(p[n][e], log2_e, -log_sum[n][e % 2]));
-        if (edge && !window.has(after + 8 * n + col_of(e) - row_of(e))) weight = 0;
-        p[n][e] = weight;
-        tds[n][e] = weight * fmaf(tp[n][e], ds[n][e], tds[n][e]);
-        tp[n][e] *= weight;
-        ds[n][e] *= weight;
-      }
+    for (int m = 0; m < 2; ++m) {
+      round_sums(x[m], weights[m]);
+      round_sums(tx[m], tweights[m]);
     }
-    unsigned weights[4], tweights[4], dscores[4], tdscores[4];
-    round_sums(p, weights);
-    round_sums(tp, tweights);
-    round_sums(ds, dscores);
-    round_sums(tds, tdscores);
-    add_rows<D>(tdscores, q, t, dkey);
-    add_rows<D>(dscores, tq, t, dkey);
-    add_rows<D>(tweights, dout, t, dvalue);
-    add_rows<D>(weights, tdout, t, dvalue);
+    if (!scores) handover.give(weights, tweights);
+    add_rows_2<D>(tweights, dout, t, out);
+    add_rows_2<D>(weights, dout + part, t, out);
   };
 
+  if (scores) handover.open();
   const int all = steps * static_cast<int>(group);
   if (all > 0) send(0);
   int stage = 0, at = 0;
   for (int step = 0; step < all; ++step, stage ^= 1) {
     const int after = ahead + at * streamed;
-    const bool edge = own || after < flash_rows - 1 || !window.has(after + streamed - 1);
+    const bool edge = after < flash_rows - 1 || !window.has(after + streamed - 1);
     wait_for_copies();
     __syncthreads();  // this tile has come, and nobody reads the one before any more
     if (step + 1 < all) send(stage ^ 1);
@@ -444,7 +494,7 @@ __global__ void __launch_bounds__(flash_threads, D == 64 ? 3 : 2)
 #pragma unroll 1
       for (int t = 0; t < streamed; t += 16) {
         const int distance = after + t - mine;
-        if (!window.reaches(distance - 15, distance + 15)) continue;
+        if (!window.reaches(distance - 31, distance + 15)) continue;
         go_along(std::bool_constant<true>(), stage, t, distance);
       }
     } else {
@@ -454,15 +504,20 @@ __global__ void __launch_bounds__(flash_threads, D == 64 ? 3 : 2)
       }
     }
   }
+  if (!scores) handover.close();
+  float* const sums = scores ? tdkeys.data : tdvalues.data;
+  const Index stride = scores ? tdkeys.stride : tdvalues.stride;
+  if (sums == nullptr) return;
 #pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    const int i = mine + row_of(e);
-    if (i >= count) continue;
+  for (int m = 0; m < 2; ++m) {
 #pragma unroll
-    for (int n = 0; n < D / 8; ++n) {
-      const Index row = j0 + i - first, c = key_head * D + 8 * n + col_of(e);
-      if (!tdkeys.empty()) tdkeys(row, c) += dkey[n][e];
-      if (!tdvalues.empty()) tdvalues(row, c) += dvalue[n][e];
+    for (int e = 0; e < 4; ++e) {
+      const int i = mine + 16 * m + row_of(e);
+      if (i >= count) continue;
+#pragma unroll
+      for (int n = 0; n < D / 8; ++n) {
+        sums[(j0 + i - first) * stride + key_head * D + 8 * n + col_of(e)] += out[m][n][e];
+      }
     }
   }
 }
@@ -503,12 +558,18 @@ bool Launch<S>::attention_backward_tangent_bfloat16(
         start_tiles(attention_queries_tangent_bfloat16_kernel<d()>, blocks, flash_threads,
                     12 * tile, stream, in, keys, values, moves, shape, tdq);
       }
-      if ((tdkeys.empty() && tdvalues.empty()) || from >= end) return;
-      const dim3 blocks(grid(blocks_for(end - from, flash_rows)), grid(shape.key_heads));
-      constexpr int streamed = 8 * query_rows<d()> * flash_pitch<d()>;
-      start_tiles(attention_keys_tangent_bfloat16_kernel<d()>, blocks, flash_threads,
-                  2 * (streamed + (d() <= 80 ? 2 : 4) * tile), stream, in, keys, values, moves,
-                  shape, rows, tdkeys, tdvalues, first, from);
+      if (tdkeys.empty() && tdvalues.empty()) return;
+      const auto keys_between = [&](auto own, Index begin, Index to) {
+        if (begin >= to) return;
+        constexpr int streamed = 8 * query_rows<d()> * flash_pitch<d()>;
+        const dim3 blocks(grid(blocks_for(to - begin, flash_rows)), grid(shape.key_heads));
+        start_tiles(attention_keys_tangent_bfloat16_kernel<d(), own()>, blocks, flash_threads,
+                    2 * (streamed + (own() ? 2 * tile : 0)), stream, in, keys, values, shape, rows,
+                    tdkeys, tdvalues, first, begin, to);
+      };
+      const Index moving = !moves ? end : from > shape.position ? from : shape.position;
+      keys_between(std::true_type(), moving, end);
+      keys_between(std::false_type(), from, moving);
     });
   }
   return false;
