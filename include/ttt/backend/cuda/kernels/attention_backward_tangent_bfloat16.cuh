@@ -168,16 +168,21 @@ __global__ void __launch_bounds__(flash_threads, D == 64 ? 3 : 2)
 
   // Keys are counted from the first that a query of the block sees.
   const Index begin = shape.first_key(position);
-  const int here = static_cast<int>(position - begin), end = here + count;
   const Window window(shape);
-  const Interior interior(shape, here, flash_rows, moves ? shape.position - begin : end);
-  RingCursor<D> cursor(keys, begin);
-  const auto send = [&](int j0, int stage) {
-    cursor.send(keys, values, key_head, end - j0, tiles + 2 * stage * tile,
-                tiles + (2 * stage + 1) * tile);
+  __shared__ RingCursor<D> cursor;
+  __shared__ KeyRange range_;
+  if (threadIdx.x == 0) {
+    range_ = KeyRange::of(shape, begin, position, count, flash_rows,
+                          moves ? shape.position - begin : position + 1);
+  }
+  __syncthreads();
+  cursor.start(keys, key_head, begin);
+  const auto send = [&](int j0, int end) {
+    std::uint16_t* const to = tiles + (j0 / flash_rows % 2 == 0 ? 0 : 2 * tile);
+    cursor.send(keys, values, end - j0, to, to + tile);
     close_copies();
   };
-  const auto send_tangents = [&](int j0) {
+  const auto send_tangents = [&](int j0, int end) {
     const TilePart<D> part;
     const Index row = begin + j0 + part.row() - shape.position;
     const bool moved = row >= 0 && j0 + part.row() < end;
@@ -234,21 +239,25 @@ __global__ void __launch_bounds__(flash_threads, D == 64 ? 3 : 2)
     }
   };
 
-  send(0, 0);
-  int stage = 0;
-  for (int j0 = 0; j0 < end; j0 += flash_rows, stage ^= 1) {
-    wait_for_copies();
-    __syncthreads();  // this tile has come, and nobody reads the one before any more
-    const bool inside = interior.has(j0);
-    if (!inside) send_tangents(j0);
-    if (j0 + flash_rows < end) send(j0 + flash_rows, stage ^ 1);
-    const std::uint16_t* const key_tile = tiles + 2 * stage * tile;
-    if (inside) {
+  send(0, range_.end);
+  const auto at = [&](int j0) { return tiles + (j0 / flash_rows % 2 == 0 ? 0 : 2 * tile); };
+  for (int j0 = 0;; j0 += flash_rows) {
+    // A loop of its own, with nothing in registers that only the edges need.
+    for (; range_.inside(j0); j0 += flash_rows) {
+      wait_for_copies();
+      __syncthreads();  // this tile has come, and nobody reads the one before any more
+      const int end = range_.end;
+      if (j0 + flash_rows < end) send(j0 + flash_rows, end);
 #pragma unroll
-      for (int j = 0; j < flash_rows; j += 16) go_along(std::false_type(), key_tile, j, 0);
-      continue;
+      for (int j = 0; j < flash_rows; j += 16) go_along(std::false_type(), at(j0), j, 0);
     }
-    if (j0 + flash_rows < end) {
+    const KeyRange range = range_;
+    if (j0 >= range.end) break;
+    wait_for_copies();
+    __syncthreads();
+    send_tangents(j0, range.end);
+    if (j0 + flash_rows < range.end) {
+      send(j0 + flash_rows, range.end);
       wait_for_copies<1>();
     } else {
       wait_for_copies();
@@ -256,9 +265,9 @@ __global__ void __launch_bounds__(flash_threads, D == 64 ? 3 : 2)
     __syncthreads();
 #pragma unroll 1
     for (int j = 0; j < flash_rows; j += 16) {
-      const int before = here - j0 + mine - j;
+      const int before = range.here - j0 + mine - j;
       if (!window.reaches(before - 15, before + 15)) continue;
-      go_along(std::true_type(), key_tile, j, before);
+      go_along(std::true_type(), at(j0), j, before);
     }
   }
   const float scale = rsqrtf(static_cast<float>(D));
@@ -354,8 +363,9 @@ __global__ void __launch_bounds__(flash_threads, D == 64 ? 3 : 2)
       mover.send(in.tkeys + at, moved, tkey_tile);
       mover.send(in.tvalues + at, moved, tkey_tile + tile);
     }
-    RingCursor<D> cursor(keys, j0);
-    cursor.send(keys, values, key_head, count, tiles, tiles + tile);
+    __shared__ RingCursor<D> cursor;
+    cursor.start(keys, key_head, j0);
+    cursor.send(keys, values, count, tiles, tiles + tile);
     close_copies();
     wait_for_copies();
     __syncthreads();
@@ -375,15 +385,22 @@ __global__ void __launch_bounds__(flash_threads, D == 64 ? 3 : 2)
   const Index key_end = shape.position + rows;
   const Index reach = j0 + count - 1 + (shape.window < key_end ? shape.window : key_end);
   const Index end = reach < key_end ? reach - shape.position : rows;
-  const int steps = static_cast<int>(end - begin + streamed - 1) / streamed;
-  const int ahead = static_cast<int>(shape.position + begin - j0);  // of the first query
+  struct alignas(16) Plan {
+    int steps, heads;  // tiles of a head; query heads
+    int ahead, start;  // by how much the first query is behind j0; its row
+  };
+  __shared__ Plan plan_;
+  if (threadIdx.x == 0) {
+    plan_ = {static_cast<int>(end - begin + streamed - 1) / streamed, static_cast<int>(group),
+             static_cast<int>(shape.position + begin - j0),
+             static_cast<int>(key_head * group * in.rows + begin)};
+  }
+  __syncthreads();
   const Window window(shape);
-  const TilePart<D, streamed> mover;
-  const int offset = mover.row() * D + mover.channel();
-  Index next = key_head * group * in.rows + begin;
-  int left = steps;
-  const auto send = [&](int stage) {
-    const Index at = next * D + offset;
+  const auto send = [&](int head, int step, int stage) {
+    const TilePart<D, streamed> mover;
+    const Index row = plan_.start + head * static_cast<int>(in.rows) + step * streamed;
+    const Index at = (row + mover.row()) * D + mover.channel();
     std::uint16_t* const to_tile = tiles + 4 * stage * part;
     mover.send(in.q + at, true, to_tile);
     mover.send(in.tq + at, true, to_tile + part);
@@ -393,15 +410,10 @@ __global__ void __launch_bounds__(flash_threads, D == 64 ? 3 : 2)
       const auto place =
           static_cast<unsigned>(__cvta_generic_to_shared(&numbers[stage][threadIdx.x]));
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place),
-                   "l"(in.numbers + next + threadIdx.x)
+                   "l"(in.numbers + row + threadIdx.x)
                    : "memory");
     }
     close_copies();
-    next += streamed;
-    if (--left == 0) {  // the next head of the group
-      left = steps;
-      next += in.rows - static_cast<Index>(steps) * streamed;
-    }
   };
   /// 16 queries from t on of a tile; `after`: by how much the first is behind the warps' first key.
   const auto go_along = [&]<bool edge>(std::bool_constant<edge>, int stage, int t, int after) {
@@ -480,29 +492,29 @@ __global__ void __launch_bounds__(flash_threads, D == 64 ? 3 : 2)
   };
 
   if (scores) handover.open();
-  const int all = steps * static_cast<int>(group);
-  if (all > 0) send(0);
-  int stage = 0, at = 0;
-  for (int step = 0; step < all; ++step, stage ^= 1) {
-    const int after = ahead + at * streamed;
-    const bool edge = after < flash_rows - 1 || !window.has(after + streamed - 1);
+  if (plan_.steps > 0) send(0, 0, 0);
+  for (int head = 0, step = 0, stage = 0; plan_.steps > 0; stage ^= 1) {
     wait_for_copies();
     __syncthreads();  // this tile has come, and nobody reads the one before any more
-    if (step + 1 < all) send(stage ^ 1);
-    if (++at == steps) at = 0;
-    if (edge) {
+    const Plan plan = plan_;
+    const int after = plan.ahead + step * streamed;
+    if (++step == plan.steps) {
+      step = 0;
+      ++head;
+    }
+    if (head < plan.heads) send(head, step, stage ^ 1);
+    if (after >= flash_rows - 1 && window.has(after + streamed - 1)) {
+#pragma unroll
+      for (int t = 0; t < streamed; t += 16) go_along(std::false_type(), stage, t, 0);
+    } else {
 #pragma unroll 1
       for (int t = 0; t < streamed; t += 16) {
         const int distance = after + t - mine;
         if (!window.reaches(distance - 31, distance + 15)) continue;
-        go_along(std::bool_constant<true>(), stage, t, distance);
-      }
-    } else {
-#pragma unroll
-      for (int t = 0; t < streamed; t += 16) {
-        go_along(std::bool_constant<false>(), stage, t, 0);
+        go_along(std::true_type(), stage, t, distance);
       }
     }
+    if (head >= plan.heads) break;
   }
   if (!scores) handover.close();
   float* const sums = scores ? tdkeys.data : tdvalues.data;

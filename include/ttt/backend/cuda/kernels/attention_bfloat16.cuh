@@ -38,9 +38,10 @@ __global__ void __launch_bounds__(flash_threads)
   const auto keys_at = [&](Index j0) {
     return end - j0 < flash_rows ? static_cast<int>(end - j0) : flash_rows;
   };
-  RingCursor<D> cursor(keys, begin);
+  __shared__ RingCursor<D> cursor;
+  cursor.start(keys, key_head, begin);
   const auto send = [&](Index j0, int stage) {
-    cursor.send(keys, values, key_head, keys_at(j0), tiles + 2 * stage * flash_tile<D>,
+    cursor.send(keys, values, keys_at(j0), tiles + 2 * stage * flash_tile<D>,
                 tiles + (2 * stage + 1) * flash_tile<D>);
     close_copies();
   };

@@ -60,17 +60,23 @@ __global__ void __launch_bounds__(tangent_threads, D <= 80 ? 2 : 1)
 
   // Keys are counted from the first that a query of the block sees.
   const Index begin = shape.first_key(position);
-  const int here = static_cast<int>(position - begin), end = here + count;
+  const bool moves = !tkeys.empty() || !tvalues.empty();
   const Window window(shape);
-  const Interior interior(shape, here, tangent_rows,
-                          tkeys.empty() && tvalues.empty() ? end : shape.position - begin);
-  RingCursor<D, tangent_threads> cursor(keys, begin);
-  const auto send = [&](int j0, int stage) {
-    cursor.send(keys, values, key_head, end - j0, tiles + 2 * stage * tile,
-                tiles + (2 * stage + 1) * tile);
+  __shared__ RingCursor<D, tangent_threads> cursor;
+  __shared__ KeyRange range_;
+  if (threadIdx.x == 0) {
+    range_ = KeyRange::of(shape, begin, position, count, tangent_rows,
+                          moves ? shape.position - begin : position + 1);
+  }
+  __syncthreads();
+  cursor.start(keys, key_head, begin);
+  const auto send = [&](int j0, int end) {
+    std::uint16_t* const to_tile = tiles + (j0 / flash_rows % 2 == 0 ? 0 : 2 * tile);
+    cursor.send(keys, values, end - j0, to_tile, to_tile + tile);
     close_copies();
   };
-  const auto bring_tangents = [&](const View<const float>& tangents, int j0, std::uint16_t* to_) {
+  const auto bring_tangents = [&](const View<const float>& tangents, int j0, int end,
+                                  std::uint16_t* to_) {
     const Index from = begin + j0 - shape.position;
     bring_tile<D, flash_rows, tangent_threads>(to_, end - j0, 1.0f, [&](int i) -> const float* {
       return tangents.empty() || from + i < 0 ? nullptr : tangents.row(from + i) + key_head * D;
@@ -126,8 +132,8 @@ __global__ void __launch_bounds__(tangent_threads, D <= 80 ? 2 : 1)
     }
   };
 
-  send(0, 0);
-  bring_tangents(tkeys, 0, tkey_tile);
+  send(0, range_.end);
+  bring_tangents(tkeys, 0, range_.end, tkey_tile);
   wait_for_copies();
   __syncthreads();
   {
@@ -137,28 +143,33 @@ __global__ void __launch_bounds__(tangent_threads, D <= 80 ? 2 : 1)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       centre[r] = quad_sum((t[0][2 * r] + t[0][2 * r + 1]) + (t[1][2 * r] + t[1][2 * r + 1])) /
-                  static_cast<float>(end < flash_rows ? end : flash_rows);
+                  static_cast<float>(range_.end < flash_rows ? range_.end : flash_rows);
     }
   }
-  int stage = 0;
-  for (int j0 = 0; j0 < end; j0 += flash_rows, stage ^= 1) {
-    wait_for_copies();
-    __syncthreads();  // this tile has come, and nobody reads the one before any more
-    if (j0 + flash_rows < end) send(j0 + flash_rows, stage ^ 1);
-    const std::uint16_t* const key_tile = tiles + 2 * stage * tile;
-    if (interior.has(j0)) {
+  const auto at = [&](int j0) { return tiles + (j0 / flash_rows % 2 == 0 ? 0 : 2 * tile); };
+  for (int j0 = 0;; j0 += flash_rows) {
+    // A loop of its own, with nothing in registers that only the edges need.
+    for (; range_.inside(j0); j0 += flash_rows) {
+      wait_for_copies();
+      __syncthreads();  // this tile has come, and nobody reads the one before any more
+      const int end = range_.end;
+      if (j0 + flash_rows < end) send(j0 + flash_rows, end);
 #pragma unroll
-      for (int j = 0; j < flash_rows; j += 16) go_along(std::false_type(), key_tile, j, 0);
-    } else {
-      bring_tangents(tkeys, j0, tkey_tile);
-      bring_tangents(tvalues, j0, tkey_tile + tile);
-      __syncthreads();
+      for (int j = 0; j < flash_rows; j += 16) go_along(std::false_type(), at(j0), j, 0);
+    }
+    const KeyRange range = range_;
+    if (j0 >= range.end) break;
+    wait_for_copies();
+    __syncthreads();
+    if (j0 + flash_rows < range.end) send(j0 + flash_rows, range.end);
+    bring_tangents(tkeys, j0, range.end, tkey_tile);
+    bring_tangents(tvalues, j0, range.end, tkey_tile + tile);
+    __syncthreads();
 #pragma unroll 1
-      for (int j = 0; j < flash_rows; j += 16) {
-        const int before = here - j0 + mine - j;
-        if (!window.reaches(before - 15, before + 15)) continue;
-        go_along(std::true_type(), key_tile, j, before);
-      }
+    for (int j = 0; j < flash_rows; j += 16) {
+      const int before = range.here - j0 + mine - j;
+      if (!window.reaches(before - 15, before + 15)) continue;
+      go_along(std::true_type(), at(j0), j, before);
     }
   }
 

@@ -43,13 +43,16 @@ __device__ void bring_tile(std::uint16_t* tile, int count, float factor, const R
 }
 
 /// The part of each tile of `rows` of bfloat16 that a thread copies: parts of one row, every
-/// `sharing`th. Which row is such that eight neighbours write to different banks.
+/// `sharing`th. Which row is such that eight neighbours write to different banks. Made anew for
+/// each tile: registers are for the products, and what does not fit there is far away.
 template <int D, int rows = flash_rows, int threads = flash_threads>
 class TilePart {
  public:
   __device__ TilePart() {
-    const int group = static_cast<int>(threadIdx.x) / sharing, eighth = group % 8;
-    part_ = static_cast<int>(threadIdx.x) % sharing;
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));  // not once for all tiles
+    const int group = thread / sharing, eighth = group % 8;
+    part_ = thread % sharing;
     row_ = group - eighth + eighth % (8 / sharing) * sharing + eighth / (8 / sharing);
   }
   __device__ int row() const { return row_; }
@@ -85,30 +88,37 @@ __device__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(open) : "memory");
 }
 
-/// Goes along the keys and values of one head of a ring in tiles.
+/// Goes along the keys and values of one head of a ring in tiles. Lies in shared memory.
 template <int D, int threads = flash_threads>
 class RingCursor {
  public:
-  __device__ RingCursor(const Cache<const bfloat16>& cache, Index position)
-      : size_(static_cast<int>(cache.slots) * D),
-        at_((static_cast<int>(position % cache.slots) + part_.row()) * D + part_.channel()) {
-    while (at_ >= size_) at_ -= size_;
+  __device__ void start(const Cache<const bfloat16>& cache, Index head, Index position) {
+    const TilePart<D, flash_rows, threads> part;
+    const int size = static_cast<int>(cache.slots) * D;
+    int at = (static_cast<int>(position % cache.slots) + part.row()) * D + part.channel();
+    while (at >= size) at -= size;
+    at_[threadIdx.x] = at;
+    from_ = head * cache.slots * D;
   }
 
   /// Sends the `count` rows from here on, zeros behind, and goes on.
   __device__ void send(const Cache<const bfloat16>& keys, const Cache<const bfloat16>& values,
-                       Index head, int count, std::uint16_t* key_tile, std::uint16_t* value_tile) {
-    const bool there = part_.row() < count;
-    const Index from = head * size_ + at_;
-    part_.send(keys.data + from, there, key_tile);
-    part_.send(values.data + from, there, value_tile);
-    at_ += flash_rows * D;
-    while (at_ >= size_) at_ -= size_;
+                       int count, std::uint16_t* key_tile, std::uint16_t* value_tile) {
+    const TilePart<D, flash_rows, threads> part;
+    const int size = static_cast<int>(keys.slots) * D;
+    int at = at_[threadIdx.x];
+    const bool there = part.row() < count;
+    const Index from = from_ + at;
+    part.send(keys.data + from, there, key_tile);
+    part.send(values.data + from, there, value_tile);
+    at += flash_rows * D;
+    while (at >= size) at -= size;
+    at_[threadIdx.x] = at;
   }
 
  private:
-  TilePart<D, flash_rows, threads> part_;
-  int size_, at_;
+  Index from_;       // the head's start, which all threads know
+  int at_[threads];  // of each thread's row
 };
 
 /// This warp's 16 rows of a tile as a left operand.
@@ -244,17 +254,20 @@ class Window {
   int size_;
 };
 
-/// The tiles of keys without a mask, and before any key that moves, for a block of `queries`
-/// queries of which the first comes `here` keys behind the first key.
-class Interior {
- public:
-  __device__ Interior(const AttentionShape& shape, int here, int queries, Index moving)
-      : begin_(shape.window < here + queries ? here + queries - static_cast<int>(shape.window) : 0),
-        end_((moving < here + 1 ? static_cast<int>(moving) : here + 1) - flash_rows + 1) {}
-  __device__ bool has(int tile) const { return tile >= begin_ && tile < end_; }
+/// The keys that a block of `queries` queries goes along, counted from the first that one of them
+/// sees: where the first query is among them, where they end, and which tiles need no mask and come
+/// before any key that moves (those from the `moving`th on).
+struct alignas(16) KeyRange {
+  int here, end, inside_begin, inside_end;
 
- private:
-  int begin_, end_;
+  __device__ static KeyRange of(const AttentionShape& shape, Index begin, Index position, int count,
+                                int queries, Index moving) {
+    const int here = static_cast<int>(position - begin), last = here + queries;
+    const int still = (moving < here + 1 ? static_cast<int>(moving) : here + 1) - flash_rows + 1;
+    return {here, here + count, shape.window < last ? last - static_cast<int>(shape.window) : 0,
+            still};
+  }
+  __device__ bool inside(int tile) const { return tile >= inside_begin && tile < inside_end; }
 };
 
 /// Rows that can be read four floats, or eight bfloat16s, at a time.
