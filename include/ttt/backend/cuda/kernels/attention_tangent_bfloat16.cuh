@@ -50,12 +50,10 @@ __global__ void __launch_bounds__(tangent_threads, D <= 80 ? 2 : 1)
     load_rows<D>(tiles + 2 * tile, tqueries);
     __syncthreads();
   }
-  float log_sums[2], centre[2], sum[2] = {}, rounded_sum[2] = {};
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int row = mine + row_of(2 * r);
-    log_sums[r] = row < count ? lse(head, first + row) * log2_e : INFINITY;
-  }
+  // Log sums in powers of two and c of two rows that a thread has: read again for each tile.
+  __shared__ float4 numbers[tangent_threads / 4];
+  float4& number = numbers[threadIdx.x / 4];
+  float sum[2] = {};
   Sums<D / 8> out = {};
 
   // Keys are counted from the first that a query of the block sees.
@@ -100,13 +98,10 @@ __global__ void __launch_bounds__(tangent_threads, D <= 80 ? 2 : 1)
   /// 16 keys from j on of a tile; `before`: by how much the warp's first query is behind the first.
   const auto go_along = [&]<bool edge>(std::bool_constant<edge> at_edge,
                                        const std::uint16_t* key_tile, int j, int before) {
-    Sums<2> scores = {}, weights;
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) weights[n][e] = -centre[e / 2];
-    }
+    Sums<2> scores = {}, weights = {};
     add_scores(at_edge, key_tile, j, scores, weights);
+    const float4 two = number;
+    const float log_sums[2] = {two.x, two.y}, centre[2] = {two.z, two.w};
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
@@ -114,16 +109,14 @@ __global__ void __launch_bounds__(tangent_threads, D <= 80 ? 2 : 1)
         float& p = scores[n][e];
         p = power_of_two(fmaf(p, log2_e, -log_sums[e / 2]));
         if (edge && !window.has(before + row_of(e) - 8 * n - col_of(e))) p = 0;
-        weights[n][e] *= p;
-        sum[e / 2] += weights[n][e];
+        weights[n][e] = p * (weights[n][e] - centre[e / 2]);
       }
     }
     unsigned rounded[4];
     round_sums(weights, rounded);
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      rounded_sum[r] +=
-          (low(rounded[r]) + high(rounded[r])) + (low(rounded[r + 2]) + high(rounded[r + 2]));
+    for (int r = 0; r < 2; ++r) {  // of the same weights as A, or what the values share would stay
+      sum[r] += (low(rounded[r]) + high(rounded[r])) + (low(rounded[r + 2]) + high(rounded[r + 2]));
     }
     add_rows<D>(rounded, key_tile + tile, j, out);
     if constexpr (edge) {
@@ -140,11 +133,15 @@ __global__ void __launch_bounds__(tangent_threads, D <= 80 ? 2 : 1)
     Sums<2> scores = {}, t = {};
 #pragma unroll 1
     for (int j = 0; j < flash_rows; j += 16) add_scores(std::true_type(), tiles, j, scores, t);
+    float log_sums[2], centre[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
+      const int row = mine + row_of(2 * r);
+      log_sums[r] = row < count ? lse(head, first + row) * log2_e : INFINITY;
       centre[r] = quad_sum((t[0][2 * r] + t[0][2 * r + 1]) + (t[1][2 * r] + t[1][2 * r + 1])) /
                   static_cast<float>(range_.end < flash_rows ? range_.end : flash_rows);
     }
+    if (threadIdx.x % 4 == 0) number = {log_sums[0], log_sums[1], centre[0], centre[1]};
   }
   const auto at = [&](int j0) { return tiles + (j0 / flash_rows % 2 == 0 ? 0 : 2 * tile); };
   for (int j0 = 0;; j0 += flash_rows) {
@@ -152,10 +149,13 @@ __global__ void __launch_bounds__(tangent_threads, D <= 80 ? 2 : 1)
     for (; range_.inside(j0); j0 += flash_rows) {
       wait_for_copies();
       __syncthreads();  // this tile has come, and nobody reads the one before any more
-      const int end = range_.end;
-      if (j0 + flash_rows < end) send(j0 + flash_rows, end);
 #pragma unroll
-      for (int j = 0; j < flash_rows; j += 16) go_along(std::false_type(), at(j0), j, 0);
+      for (int j = 0; j < flash_rows; j += 16) {
+        go_along(std::false_type(), at(j0), j, 0);
+        if (j > 0) continue;
+        const int end = range_.end;
+        if (j0 + flash_rows < end) send(j0 + flash_rows, end);
+      }
     }
     const KeyRange range = range_;
     if (j0 >= range.end) break;
@@ -175,11 +175,12 @@ __global__ void __launch_bounds__(tangent_threads, D <= 80 ? 2 : 1)
 
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const float shift = quad_sum(rounded_sum[r]), total = quad_sum(sum[r]);
+    const float shift = quad_sum(sum[r]);
     const int row = mine + row_of(2 * r);
     if (row >= count) continue;
     const Index t = first + row;
-    if (!tlse.empty() && threadIdx.x % 4 == 0) tlse(head, t) = total + centre[r];
+    if (!tlse.empty() && threadIdx.x % 4 == 0)
+      tlse(head, t) = shift + (r == 0 ? number.z : number.w);
     if (to.empty()) continue;
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
