@@ -31,4 +31,4 @@ target_compile_options(ttt_cuda INTERFACE $<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:-
 target_link_options(ttt_cuda INTERFACE
   $<$<STREQUAL:$<TARGET_PROPERTY:TYPE>,SHARED_LIBRARY>:LINKER:-Bsymbolic-functions>
   $<$<STREQUAL:$<TARGET_PROPERTY:TYPE>,MODULE_LIBRARY>:LINKER:-Bsymbolic-functions>)
-target_link_libraries(ttt_cuda INTERFACE ttt::ttt CUDA::cudart_static)
+target_link_libraries(ttt_cuda INTERFACE ttt::ttt CUDA::cudart_static CUDA::cublasLt)

@@ -271,6 +271,38 @@ TEST_CASE_TEMPLATE("swiglu and its gradient", S, float, double) {
   });
 }
 
+TEST_CASE_TEMPLATE("chunk_conv and its gradient", S, float, double) {
+  Random random{18};
+  for_shapes([&](Index rows, Index cols) {
+    for (const Index chunk : {1, 4, 64, 300}) {
+      const Index taps = chunk == 4 ? 3 : 5;
+      CAPTURE(chunk);
+      const auto x = Matrix<S>::input(random, rows, cols, 3);
+      const auto dy = Matrix<S>::input(random, rows, cols, 2);
+      const StoredWeight<S> w(random, {cols, taps}, chunk == 64, chunk == 300, 1);
+      const auto dx = Matrix<S>::output(random, rows, cols, 1);
+      const auto dw = Matrix<S>::output(random, cols, taps, 2);
+      check_equivalent<S>([&](const auto& b) {
+        using T = ScalarOf<std::decay_t<decltype(b)>>;
+        const auto x_ = x.template as<T>(), dy_ = dy.template as<T>();
+        const auto w_ = w.template as<T>();
+        auto y = Matrix<T>::output(rows, cols, 5), dx_alone = y;
+        auto dx_ = dx.template as<T>();
+        auto dw_ = dw.template as<T>(), dw_alone = dw_;
+        b.chunk_conv(x_.view(), w_.weight(), chunk, y.view());
+        b.chunk_conv_backward(x_.view(), w_.weight(), chunk, dy_.view(), dx_.view(), Write::Add,
+                              dw_.view());
+        b.chunk_conv_backward(x_.view(), w_.weight(), chunk, dy_.view(), dx_alone.view(),
+                              Write::Replace, {});
+        b.chunk_conv_backward(x_.view(), w_.weight(), chunk, dy_.view(), {}, Write::Replace,
+                              dw_alone.view());
+        CHECK(dw_alone.same_bits(dw_));
+        return results(std::move(y), std::move(dx_), std::move(dx_alone), std::move(dw_));
+      });
+    }
+  });
+}
+
 template <class S>
 void check_attention(Random& random, Index rows, const AttentionShape& shape, Index spare,
                      Index before = 0, double scale = 1) {
@@ -340,11 +372,13 @@ TEST_CASE_TEMPLATE("attention without log-sum-exp", S, float, double) {
   for (Index rows : {1, 40}) {
     const AttentionInputs<S> inputs(random, rows, {2, 1, 16, 30, 50}, 0);
     check_equivalent<S>([&](const auto& b) {
-      using T = ScalarOf<std::decay_t<decltype(b)>>;
-      const auto keys = inputs.keys.template as<T>(), values = inputs.values.template as<T>();
+      using B = std::decay_t<decltype(b)>;
+      using T = ScalarOf<B>;
+      const auto keys = inputs.template kept<B>(inputs.keys);
+      const auto values = inputs.template kept<B>(inputs.values);
       auto o = Matrix<T>::output(rows, 32, 5);
-      b.attention(inputs.q.template as<T>().view(), inputs.cache(keys, inputs.shape),
-                  inputs.cache(values, inputs.shape), inputs.shape, o.view(), {});
+      b.attention(inputs.q.template as<T>().view(), inputs.cache(keys), inputs.cache(values),
+                  inputs.shape, o.view(), {});
       return results(std::move(o));
     });
   }
@@ -526,6 +560,29 @@ TEST_CASE_TEMPLATE("swiglu hides nothing", S, float, double) {
           return operand == 0 ? results(std::move(out), std::move(dgate), std::move(dup))
                               : results(std::move(out), std::move(dgate));
         });
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("log_sum_exp", S, float, double) {
+  Random random{18};
+  const auto run = [](const Matrix<S>& logits) {
+    return [&logits](const auto& b) {
+      using T = ScalarOf<std::decay_t<decltype(b)>>;
+      auto out = Matrix<T>::output(logits.view().rows, 1, 2);
+      b.log_sum_exp(logits.template as<T>().view(), out.view());
+      return results(std::move(out));
+    };
+  };
+  for (Index words : {1, 3, 61, 256, 5000}) {
+    for (double scale : {1.0, 20.0}) {
+      CAPTURE(words);
+      auto logits = Matrix<S>::input(random, 3, words, 3, scale);
+      check_equivalent<S>(run(logits));
+      for (double bad : bad_numbers) {
+        logits(1, words / 2) = static_cast<S>(bad);
+        check_not_hidden<S>(run(logits));
       }
     }
   }

@@ -195,6 +195,47 @@ TEST_CASE("swiglu") {
       });
 }
 
+TEST_CASE("chunk_conv: what it says, and its gradient") {
+  constexpr Index time = 11, width = 3, taps = 5;
+  Random random{16};
+  const auto x = uniforms(random, time * width), w = uniforms(random, width * taps);
+  for (const Index chunk : {4, 11, 20}) {
+    CAPTURE(chunk);
+    auto y = zeros(time * width);
+    const auto weight = [&](const std::vector<double>& flat) {
+      return Weight<double>(as(flat, width, taps));
+    };
+    backend.chunk_conv(as(x, time, width), weight(w), chunk, as(y, time, width));
+    for (Index t = 0; t < time; ++t) {
+      for (Index j = 0; j < width; ++j) {
+        double want = 0;
+        for (Index k = 0; k < taps; ++k) {
+          const Index from = t + k - 2;
+          if (from < t / chunk * chunk || from >= std::min(time, (t / chunk + 1) * chunk)) continue;
+          want += as(w, width, taps)(j, k) * as(x, time, width)(from, j);
+        }
+        CHECK(as(y, time, width)(t, j) == doctest::Approx(want));
+      }
+    }
+    CHECK_GRADIENT(
+        Flats{x, w},
+        [&](const Flats& in) {
+          auto out = zeros(time * width);
+          backend.chunk_conv(as(in[0], time, width), weight(in[1]), chunk, as(out, time, width));
+          return out;
+        },
+        [&](const Flats& in, const std::vector<double>& dy) {
+          auto dx = ones(time * width), dw = ones(width * taps);
+          backend.chunk_conv_backward(as(in[0], time, width), weight(in[1]), chunk,
+                                      as(dy, time, width), as(dx, time, width), Write::Add,
+                                      as(dw, width, taps));
+          for (double& d : dx) d -= 1;
+          for (double& d : dw) d -= 1;
+          return Flats{dx, dw};
+        });
+  }
+}
+
 /// Attention of one block. Inputs are the queries, and the keys and values that have gradients:
 /// the earlier ones and the block's own.
 void check_attention(const BlockInRing& block) {

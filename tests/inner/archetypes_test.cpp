@@ -6,8 +6,10 @@
 
 #include <doctest/doctest.h>
 
+#include <ttt/inner/in_place_loop.hpp>
 #include <ttt/inner/session.hpp>
 #include <ttt/layers/block.hpp>
+#include <ttt/model/hosts.hpp>
 #include <ttt/model/language_model.hpp>
 #include <ttt/model/weights.hpp>
 
@@ -20,6 +22,7 @@ using Attention = SlidingWindowAttention<4>;
 using Model = LanguageModel<Stack<1, Block<Attention, SwiGLU>>,
                             Stack<1, Block<Attention, DualMLP<SwiGLU, SwiGLU>>>>;
 using Loop = InnerLoop<archetype::Optimizer>;
+using InPlace = Llama<TiedHead, InPlaceMLP<FromEmbeddings>>;
 
 }  // namespace
 
@@ -27,6 +30,7 @@ static_assert(Backend<archetype::Backend>);
 static_assert(InnerOptimizer<archetype::Optimizer, archetype::Backend>);
 static_assert(Learner<archetype::Learner, archetype::Backend>);
 static_assert(Learner<Loop, archetype::Backend>);
+static_assert(Learner<InPlaceLoop, archetype::Backend>);
 static_assert(Sampler<archetype::Sampler>);
 
 // Every member of the classes, with the least of types.
@@ -36,6 +40,7 @@ template class ttt::ChunkPass<Model, archetype::Backend>;
 template class ttt::Session<Weights<Model, archetype::Backend>, archetype::Learner>;
 template class ttt::Session<Weights<Model, archetype::Backend>, Loop>;
 template class ttt::Session<Weights<Model, archetype::Backend>, NoLearning>;
+template class ttt::Session<Weights<InPlace, archetype::Backend>, InPlaceLoop>;
 
 TEST_CASE("archetypes: sessions are made, and ask their parts for what the concepts promise") {
   const Config config{

@@ -352,7 +352,7 @@ TEST_CASE("load: settings of the wrong kind or size") {
   refuse("rope_theta", "10000", "expected a real number");
   refuse("rms_norm_eps", nullptr, "expected a real number, found null");
   refuse("qk_norm", 1, "expected a boolean");
-  refuse("seq_modeling_block", "mamba", "expected SWA or self_attention, found \"mamba\"");
+  refuse("seq_modeling_block", "mamba", "expected SWA, self_attention or mixed, found \"mamba\"");
   refuse("suffix_len", -1, "expected from 1 to 2^30");
 
   const auto impossible = [](const std::string& key, const io::Json& value, const char* why) {

@@ -347,8 +347,8 @@ TEST_CASE("load: what is wrong with a configuration is said in one sentence that
         refused_with(name + ": expected", {{name, "0.5"}});
       }
     }
-    refused_with("expected SWA or self_attention", {{"seq_modeling_block", "\"swa\""}});
-    refused_with("expected SWA or self_attention", {{"seq_modeling_block", "\"\""}});
+    refused_with("expected SWA, self_attention or mixed", {{"seq_modeling_block", "\"swa\""}});
+    refused_with("expected SWA, self_attention or mixed", {{"seq_modeling_block", "\"\""}});
     refused_with("rope_layout is other in the file", {{"rope_layout", "\"other\""}});
     refused_with("pre_norm is false in the file", {{"pre_norm", "false"}});
   }

@@ -31,6 +31,7 @@ class Buffer {
 /// A machine. Copyable, for Weights keep one; made from an int, so that nothing makes one up.
 struct Backend {
   using Scalar = float;
+  using CacheScalar = float;
   template <class T>
   using Buffer = archetype::Buffer<T>;
   using V = View<float>;
@@ -48,6 +49,7 @@ struct Backend {
   }
   void to_device(const float*, float*, Index) const {}
   void to_device(const Token*, Token*, Index) const {}
+  void to_device(const bfloat16*, bfloat16*, Index) const {}
   void to_host(const float*, float*, Index) const {}
   void to_host(const bfloat16*, bfloat16*, Index) const {}
   void copy(const float*, float*, Index) const {}
@@ -81,6 +83,9 @@ struct Backend {
   void swiglu_tangent(In, In, In, In, V) const {}
   void swiglu_backward_tangent(In, In, In, In, In, In, V, V) const {}
 
+  void chunk_conv(In, W, Index, V) const {}
+  void chunk_conv_backward(In, W, Index, In, V, Write, V) const {}
+
   void store(In, Cache<float>, Index) const {}
   void attention(In, Cache<const float>, Cache<const float>, AttentionShape, V, V) const {}
   using Keys = Cache<const float>;
@@ -89,6 +94,7 @@ struct Backend {
   void attention_backward_tangent(In, In, Keys, Keys, In, In, AttentionShape, In, In, In, In, In,
                                   In, V, V, V, Index) const {}
 
+  void log_sum_exp(In, V) const {}
   Index cross_entropy_scratch(Index, Index) const { return 0; }
   void cross_entropy(In, W, const Token*, const float*, float*, V, float*) const {}
 

@@ -44,6 +44,10 @@
   PREFIX template void swiglu_backward_tangent<S>(ThreadPool&, View<const S>, View<const S>,       \
                                                   View<const S>, View<const S>, View<const S>,     \
                                                   View<const S>, View<S>, View<S>);                \
+  PREFIX template void chunk_conv<S>(ThreadPool&, View<const S>, const Weight<S>&, Index,          \
+                                     View<S>);                                                     \
+  PREFIX template void chunk_conv_backward<S>(ThreadPool&, View<const S>, const Weight<S>&, Index, \
+                                              View<const S>, View<S>, Write, View<S>);             \
   PREFIX template void attention<S>(ThreadPool&, View<const S>, Cache<const S>, Cache<const S>,    \
                                     const AttentionShape&, View<S>, View<S>);                      \
   PREFIX template void attention_backward<S>(                                                      \

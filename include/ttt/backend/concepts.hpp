@@ -59,6 +59,16 @@ struct AttentionShape {
   TTT_HD constexpr Index first_key(Index p) const { return p < window ? 0 : p - window + 1; }
 };
 
+/// The most taps of a convolution.
+inline constexpr Index most_taps = 15;
+
+/// Whether the gradient of a head lies as (words, width), as an embedding does: its shape tells; a
+/// square one lies as the head lies.
+template <class Scalar>
+constexpr bool is_embedding(View<Scalar> dhead, const Weight<std::remove_const_t<Scalar>>& head) {
+  return dhead.rows == dhead.cols ? head.transposed : dhead.rows == head.cols;
+}
+
 /// One step of Adam (Kingma and Ba 2015, arXiv 1412.6980) as numbers: with g = scale * gradient,
 ///
 ///     m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g²,
@@ -81,13 +91,14 @@ template <class B>
 concept Backend = requires(const B& b, View<typename B::Scalar> out,
                            View<const typename B::Scalar> in, Weight<typename B::Scalar> weight,
                            Norm<typename B::Scalar> norm, Write write, const Token* tokens,
-                           Cache<typename B::Scalar> cache,
-                           Cache<const typename B::Scalar> read_cache, AttentionShape shape,
+                           Cache<typename B::CacheScalar> cache,
+                           Cache<const typename B::CacheScalar> read_cache, AttentionShape shape,
                            RopeLayout layout, Index n, double x, const double* frequencies,
                            const typename B::Scalar* flat, typename B::Scalar* flat_out,
                            Token* tokens_out, const bfloat16* narrow, bfloat16* narrow_out,
                            void (*task)(Index)) {
   typename B::Scalar;
+  typename B::CacheScalar;
   typename B::template Buffer<Token>;
   // The machine.
   { b.threads() } -> std::convertible_to<int>;
@@ -97,12 +108,15 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   { B::most_head_dim } -> std::convertible_to<Index>;
   { b.template allocate<typename B::Scalar>(n).data() } -> std::same_as<typename B::Scalar*>;
   { b.template allocate<Token>(n).data() } -> std::same_as<Token*>;
+  { b.template allocate<bfloat16>(n).data() } -> std::same_as<bfloat16*>;
   b.to_device(flat, flat_out, n);
   b.to_device(tokens, tokens_out, n);
+  b.to_device(narrow, narrow_out, n);
   b.to_host(flat, flat_out, n);
   b.to_host(narrow, narrow_out, n);
   b.copy(flat, flat_out, n);
   b.fill(typename B::Scalar{}, flat_out, n);
+  b.fill(typename B::CacheScalar{}, cache.data, n);
   b.widen(weight, out);
   // Products.
   b.matmul(in, weight, out, write);
@@ -125,6 +139,8 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   b.swiglu_backward(in, in, in, out, out);
   b.swiglu_tangent(in, in, in, in, out);
   b.swiglu_backward_tangent(in, in, in, in, in, in, out, out);
+  b.chunk_conv(in, weight, n, out);
+  b.chunk_conv_backward(in, weight, n, in, out, write, out);
   // Attention.
   b.store(in, cache, n);
   b.attention(in, read_cache, read_cache, shape, out, out);
@@ -137,6 +153,7 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   b.cross_entropy(in, weight, tokens, flat, flat_out, out, flat_out);
   { b.cross_entropy_tangent_scratch(n, n) } -> std::convertible_to<Index>;
   b.cross_entropy_tangent(in, in, weight, tokens, flat, x, out, out, flat_out);
+  b.log_sum_exp(in, out);
   // Flat vectors.
   { b.dot(flat, flat, n) } -> std::convertible_to<double>;
   b.axpby(x, flat, x, flat_out, n);

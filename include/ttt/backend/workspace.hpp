@@ -52,6 +52,7 @@ template <class Target>
 class DryRun {
  public:
   using Scalar = typename Target::Scalar;
+  using CacheScalar = typename Target::CacheScalar;
   static constexpr Index most_head_dim = Target::most_head_dim;
   static constexpr bool is_host = Target::is_host;
 
@@ -106,6 +107,8 @@ class DryRun {
   void swiglu_backward(auto&&...) const {}
   void swiglu_tangent(auto&&...) const {}
   void swiglu_backward_tangent(auto&&...) const {}
+  void chunk_conv(auto&&...) const {}
+  void chunk_conv_backward(auto&&...) const {}
   void store(auto&&...) const {}
   void attention(auto&&...) const {}
   void attention_backward(auto&&...) const {}
@@ -113,6 +116,7 @@ class DryRun {
   void attention_backward_tangent(auto&&...) const {}
   void cross_entropy(auto&&...) const {}
   void cross_entropy_tangent(auto&&...) const {}
+  void log_sum_exp(auto&&...) const {}
   void axpby(auto&&...) const {}
   void adam(auto&&...) const {}
 

@@ -5,9 +5,11 @@
 
 #include <concepts>
 #include <cstddef>
+#include <span>
 
 #include <ttt/backend/concepts.hpp>
 #include <ttt/layers/parameters.hpp>
+#include <ttt/ops/in_place.hpp>
 
 namespace ttt::inline TTT_ABI {
 
@@ -21,6 +23,7 @@ struct Update {
   Scalar* const* slots = nullptr;
   Scalar* weights = nullptr;
   Index size = 0;
+  std::span<const Index> parts = {};  // sizes of the parameters it is made of, where that is known
 };
 
 /// An optimizer keeps `slots` vectors shaped like the weights between steps, zero at first.
@@ -81,6 +84,26 @@ concept Learner = requires(const L& learner, const B& backend, const ParameterNa
   { learner.masks(token) } -> std::same_as<bool>;
   { learner.update(backend, update) } -> std::same_as<Step>;
 };
+
+/// Whether what a learner chooses learns in closed form: the layers say from their forward pass in
+/// which direction (InPlaceMLP), no loss is differentiated, and that direction is what the
+/// learner's update is given as the gradient. Such a learner says `static constexpr bool
+/// closed_form = true`, and has a `rate`, for training goes through the layers' own form of it.
+template <class L>
+inline constexpr bool has_closed_form = requires {
+  requires L::closed_form;
+};
+
+/// How a pass over a whole sequence learns in place with this learner: not at all, unless in closed
+/// form.
+template <class L>
+ops::InPlaceRule in_place_rule(const L& learner) {
+  if constexpr (has_closed_form<L>) {
+    return {.chunk = learner.chunk, .rate = static_cast<double>(learner.rate)};
+  } else {
+    return {};
+  }
+}
 
 /// A learner whose update can be gone back through: backward(backend, step, gradient) is to update
 /// what an optimizer's backward is to its step, for the step that `update` reported.

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <utility>
+#include <vector>
 
 #include <ttt/inner/plan.hpp>
 #include <ttt/inner/state.hpp>
@@ -34,8 +35,10 @@ class FastWeights {
     Model::each(
         [&](const ParameterName& name, const Shape& shape, View<Scalar>& leaf) {
           if (!learner.learns(name)) return;
-          leaf = View<Scalar>(gradient_.data() + at, shape.rows, shape.cols);
+          const Shape lies = learned_shape(name, shape);
+          leaf = View<Scalar>(gradient_.data() + at, lies.rows, lies.cols);
           at += shape.size();
+          parts_.push_back(shape.size());
         },
         shapes, gradients_);
   }
@@ -51,8 +54,11 @@ class FastWeights {
     Model::each(
         [&](const ParameterName& name, Weight<Scalar>& leaf) {
           if (!learner.learns(name)) return;
-          leaf = View<const Scalar>(state.learned.data() + at, leaf.rows, leaf.cols);
-          at += leaf.shape().size();
+          const Shape lies = learned_shape(name, leaf.shape());
+          const bool turned = name.role == Role::InPlaceMlp;
+          leaf = View<const Scalar>(state.learned.data() + at, lies.rows, lies.cols);
+          if (turned) leaf = leaf.transpose();
+          at += lies.size();
         },
         tree_);
   }
@@ -67,8 +73,10 @@ class FastWeights {
     Model::each(
         [&](const ParameterName& name, const Weight<Scalar>& leaf) {
           if (!learner.learns(name)) return;
-          backend.widen(leaf, View<Scalar>(learned.data() + at, leaf.rows, leaf.cols));
-          at += leaf.shape().size();
+          const Shape lies = learned_shape(name, leaf.shape());
+          backend.widen(name.role == Role::InPlaceMlp ? leaf.transpose() : leaf,
+                        View<Scalar>(learned.data() + at, lies.rows, lies.cols));
+          at += lies.size();
         },
         tree_);
     backend.fill(Scalar(0), learned.data() + at, plan.learned_size() - at);
@@ -90,7 +98,8 @@ class FastWeights {
                                                          .step = counters.inner_steps,
                                                          .slots = slots,
                                                          .weights = state.learned.data(),
-                                                         .size = plan.learned});
+                                                         .size = plan.learned,
+                                                         .parts = parts_});
     counters.gradient_norm = step.gradient_norm;
     counters.inner_steps += step.taken ? 1 : 0;
     counters.skipped_steps += step.taken ? 0 : 1;
@@ -100,6 +109,7 @@ class FastWeights {
  private:
   typename B::template Buffer<Scalar> gradient_;
   Gradients gradients_;
+  std::vector<Index> parts_;
   Tree tree_;
 };
 

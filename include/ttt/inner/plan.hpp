@@ -21,7 +21,8 @@ struct SessionOptions {
 namespace detail {
 
 /// Scalars of what learns. Throws Error, in the name of `who`, unless all of it is in MLPs of the
-/// suffix: nothing before them is reached by the inner gradient.
+/// suffix (nothing before them is reached by the inner gradient) or, for a learner in closed form,
+/// in InPlaceMLPs.
 template <class Model, class LearnerType>
 Index learned_count(const Model& model, const LearnerType& learner, const char* who) {
   auto shapes = model.shapes();
@@ -30,14 +31,23 @@ Index learned_count(const Model& model, const LearnerType& learner, const char* 
       [&](const ParameterName& name, const Shape& shape) {
         if (!learner.learns(name)) return;
         const bool is_mlp = name.role == Role::Mlp || name.role == Role::DynamicMlp;
-        if (!is_mlp || name.suffix_block < 0) {
+        const bool in_place = name.role == Role::InPlaceMlp;
+        if (has_closed_form<LearnerType> ? !in_place : !is_mlp || name.suffix_block < 0) {
           fail(std::string(who) + ": the learner asks for " + to_string(name) +
-               ", but only the MLPs of the suffix can learn at test time");
+               (has_closed_form<LearnerType>
+                    ? ", but only InPlaceMLPs learn in closed form"
+                    : ", but only the MLPs of the suffix can learn at test time"));
         }
         count += shape.size();
       },
       shapes);
   return count;
+}
+
+/// How what learns lies in a session's memory: as the parameter's shape says, but in closed form
+/// the other way round, (out, in), as Hugging Face stores it and its update comes.
+inline Shape learned_shape(const ParameterName& name, const Shape& shape) {
+  return name.role == Role::InPlaceMlp ? Shape{shape.cols, shape.rows} : shape;
 }
 
 /// How large a session's parts will be. Throws Error when the learner does not suit the model or a
@@ -47,8 +57,9 @@ struct SessionPlan {
   using Model = typename WeightsType::Model;
   using B = typename WeightsType::BackendType;
   using Scalar = typename B::Scalar;
+  using CacheScalar = typename B::CacheScalar;
 
-  CacheShape<Scalar> caches;
+  CacheShape<Scalar, CacheScalar> caches;
   Index chunk = 0;
   Index learned = 0;  // scalars that learn
   Index slots = static_cast<Index>(LearnerType::slots);
@@ -88,8 +99,8 @@ struct SessionPlan {
   Index bytes(const WeightsType& weights) const {
     const Index scratch =
         ChunkPass<Model, B>::scratch(weights.model(), weights.backend(), caches, chunk);
-    return (caches.size() + learned + learned_size() + scratch + 2 * chunk) *
-               static_cast<Index>(sizeof(Scalar)) +
+    return caches.size() * static_cast<Index>(sizeof(CacheScalar)) +
+           (learned + learned_size() + scratch + 2 * chunk) * static_cast<Index>(sizeof(Scalar)) +
            (chunk + 1) * static_cast<Index>(sizeof(Token));
   }
 };

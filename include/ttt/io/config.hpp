@@ -3,6 +3,7 @@
 /// The configuration schema of model files: a flat JSON object, and how it is held against a type.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -35,6 +36,7 @@ class SchemaReader {
     return json_.at(key, what_).is_integer() && json_.at(key, what_).integer() == 0 ? 0 : size(key);
   }
   double number(std::string_view key) const { return json_.at(key, what_).number(named(key)); }
+  const io::Json& at(std::string_view key) const { return json_.at(key, what_); }
   bool flag(std::string_view key) const { return json_.at(key, what_).boolean(named(key)); }
   bool flag_or(std::string_view key, bool otherwise) const {
     return has(key) ? flag(key) : otherwise;
@@ -52,6 +54,52 @@ class SchemaReader {
   const io::Json& json_;
   std::string_view what_;
 };
+
+/// Llama 3.1's scaling of RoPE as Hugging Face's configurations have it, an object whose rope_type
+/// (or, in older files, type) is "llama3"; "default" is none. Throws FormatError for another type.
+inline RopeScaling read_rope_scaling(const io::Json& json, const std::string& what) {
+  const SchemaReader read(json, what);
+  const std::string type = read.text(read.has("rope_type") ? "rope_type" : "type");
+  if (type == "default") return {};
+  if (type != "llama3") {
+    fail<FormatError>(what + ": expected the rope_type default or llama3, found " +
+                      detail::quoted(type));
+  }
+  return {.factor = read.number("factor"),
+          .low = read.number("low_freq_factor"),
+          .high = read.number("high_freq_factor"),
+          .positions = read.size("original_max_position_embeddings")};
+}
+
+inline io::Json write_rope_scaling(const RopeScaling& scaling) {
+  return io::Json(io::Json::Object({{"rope_type", "llama3"},
+                                    {"factor", scaling.factor},
+                                    {"low_freq_factor", scaling.low},
+                                    {"high_freq_factor", scaling.high},
+                                    {"original_max_position_embeddings", scaling.positions}}));
+}
+
+/// Numbers of blocks, an array.
+inline BlockSet read_blocks(const io::Json& json, const std::string& what, Index blocks) {
+  BlockSet set;
+  for (const io::Json& item : json.array(what)) {
+    const std::int64_t block = item.integer(what);
+    if (block < 0 || block >= std::min(blocks, BlockSet::most)) {
+      fail<FormatError>(what + ": block " + std::to_string(block) + " is not one of the model's " +
+                        std::to_string(blocks));
+    }
+    set.add(static_cast<Index>(block));
+  }
+  return set;
+}
+
+inline io::Json write_blocks(const BlockSet& set) {
+  io::Json::Array blocks;
+  for (Index i = 0; i < set.end(); ++i) {
+    if (set.has(i)) blocks.emplace_back(i);
+  }
+  return io::Json(std::move(blocks));
+}
 
 /// Where a file and a type disagree, in words.
 class Differences {
@@ -86,11 +134,16 @@ namespace io {
 /// Reads the schema and compares it with the type of `Model`.
 ///
 /// Required: vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
-/// rope_theta, rms_norm_eps, seq_modeling_block ("SWA" or "self_attention"), tie_word_embeddings,
-/// and for "SWA" sliding_window_size. Optional: suffix_len (0), prime (false), mini_batch_size (no
-/// hint), num_key_value_heads (as many as heads), head_dim (hidden_size / heads), rope_layout
-/// ("interleaved": the format knew no other), and qk_norm, pre_norm, post_norm, which the type
-/// decides and which are compared where they are given. Other members are ignored.
+/// rope_theta, rms_norm_eps, seq_modeling_block ("SWA", "self_attention" or "mixed"),
+/// tie_word_embeddings, and for "SWA" sliding_window_size. Optional: suffix_len (0), prime (false),
+/// mini_batch_size (no hint), num_key_value_heads (as many as heads), head_dim (hidden_size /
+/// heads), rope_layout
+/// ("interleaved": the format knew no other), rope_scaling (none), and qk_norm, pre_norm,
+/// post_norm, which the type decides and which are compared where they are given. Where attention
+/// differs from block to block, seq_modeling_block is "mixed" and full_attention_layers lists the
+/// blocks with full attention. Where InPlaceMLPs learn, in_place_layers
+/// lists their blocks, in_place_projection (false) says whether they project, and in_place_target
+/// from what they learn ("hidden_states" or "input_embed"). Other members are ignored.
 ///
 /// Throws FormatError, opening with `what`, when a member is missing or of the wrong kind or sizes
 /// do not fit together, and one that lists every difference between file and type.
@@ -118,13 +171,37 @@ Config read_config(const Json& json, std::string_view what) {
 
   detail::Differences differences;
   const std::string mixer = read.text("seq_modeling_block");
-  const bool windowed = mixer == "SWA" || mixer == "SWAFull";
-  if (!windowed && mixer != "self_attention") {
+  const bool windowed = mixer == "SWA" || mixer == "SWAFull", mixed = mixer == "mixed";
+  if (!windowed && !mixed && mixer != "self_attention") {
     detail::fail<FormatError>(read.named("seq_modeling_block") +
-                              ": expected SWA or self_attention, found \"" + mixer + "\"");
+                              ": expected SWA, self_attention or mixed, found \"" + mixer + "\"");
   }
   differences.compare("sliding-window attention", windowed, Model::is_windowed);
+  differences.compare("mixed attention", mixed, Model::is_mixed);
   if (windowed) config.window = read.size("sliding_window_size");
+  if (mixed) {
+    config.window = read.size_or("sliding_window_size", 0);
+    config.full_attention = detail::read_blocks(read.at("full_attention_layers"),
+                                                read.named("full_attention_layers"), blocks);
+  }
+  if (read.has("in_place_layers")) {
+    config.in_place = detail::read_blocks(read.at("in_place_layers"), read.named("in_place_layers"),
+                                          config.prefix_blocks);
+    config.in_place_projection = read.flag_or("in_place_projection", false);
+    differences.compare("learning in place", true, Model::has_in_place);
+    if (Model::has_in_place) {
+      const auto target = [](bool embeddings) {
+        return std::string_view(embeddings ? "input_embed" : "hidden_states");
+      };
+      const std::string stored = read.text("in_place_target");
+      differences.compare("in_place_target", std::string_view(stored),
+                          target(Model::learns_embeddings));
+    }
+  }
+  if (read.has("rope_scaling")) {
+    config.rope_scaling =
+        detail::read_rope_scaling(read.at("rope_scaling"), read.named("rope_scaling"));
+  }
   if constexpr (Model::is_windowed) {
     if constexpr (Prefix::Attention::fixed_window != dynamic) {
       differences.compare("sliding_window_size", config.window,
@@ -181,7 +258,9 @@ Json write_config(const Config& config) {
       {"num_attention_heads", config.heads},
       {"num_key_value_heads", config.key_heads},
       {"head_dim", config.head_dim},
-      {"seq_modeling_block", Model::is_windowed ? "SWA" : "self_attention"},
+      {"seq_modeling_block", Model::is_windowed ? "SWA"
+                             : Model::is_mixed  ? "mixed"
+                                                : "self_attention"},
       {"rope_theta", config.rope_base},
       {"rope_layout",
        Block::Attention::rope_layout == RopeLayout::Interleaved ? "interleaved" : "half_split"},
@@ -190,7 +269,19 @@ Json write_config(const Config& config) {
       {"qk_norm", Block::Attention::has_qk_norm},
       {"pre_norm", true},
       {"post_norm", Block::has_post_norm}};
-  if (Model::is_windowed) members.emplace_back("sliding_window_size", config.window);
+  if (config.window > 0) members.emplace_back("sliding_window_size", config.window);
+  if (Model::is_mixed) {
+    members.emplace_back("full_attention_layers", detail::write_blocks(config.full_attention));
+  }
+  if (!config.in_place.empty()) {
+    members.emplace_back("in_place_layers", detail::write_blocks(config.in_place));
+    members.emplace_back("in_place_projection", config.in_place_projection);
+    members.emplace_back("in_place_target",
+                         Model::learns_embeddings ? "input_embed" : "hidden_states");
+  }
+  if (config.rope_scaling.factor != 0) {
+    members.emplace_back("rope_scaling", detail::write_rope_scaling(config.rope_scaling));
+  }
   if (config.chunk > 0) members.emplace_back("mini_batch_size", config.chunk);
   return Json(Json::Object(std::move(members)));
 }

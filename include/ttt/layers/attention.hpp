@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Multi-head attention: over a sliding window, or over everything so far.
+/// Multi-head attention: over a sliding window, over everything so far, or some blocks each way.
 #pragma once
 
 #include <limits>
@@ -91,9 +91,10 @@ class Attention {
     return {{width_, q}, {width_, k}, {width_, k}, {q, width_}, {1, head_dim_}, {1, head_dim_}};
   }
 
-  template <class C, class Tensor, class Leaf, class Scalar>
+  template <class C, class Tensor, class Leaf, class Scalar, class CacheScalar>
   Tensor forward(C& c, const Parameters<Leaf>& p, Tensor x, Saved<Tensor>& saved,
-                 const Positions<Scalar>& at, const ops::KeyValues<Scalar>& cache) const {
+                 const Positions<Scalar>& at,
+                 const ops::KeyValues<Scalar, CacheScalar>& cache) const {
     saved.x = x;
     saved.q = ops::linear(c, x, p.wq);
     saved.k = ops::linear(c, x, p.wk);
@@ -107,10 +108,10 @@ class Attention {
     return ops::linear(c, saved.attended.o, p.wo);
   }
 
-  template <class C, class Tensor, class Leaf, class Gradient, class Scalar>
+  template <class C, class Tensor, class Leaf, class Gradient, class Scalar, class CacheScalar>
   void backward(C& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dy, Tensor dx,
                 const Parameters<Gradient>& d, const Positions<Scalar>& at,
-                const ops::KeyValues<Scalar>& cache) const {
+                const ops::KeyValues<Scalar, CacheScalar>& cache) const {
     const Tensor dout = c.adjoint(saved.attended.o);
     ops::linear_backward(c, saved.attended.o, p.wo, dy, d.wo, dout);
     const auto inner = ops::attention_backward(c, saved.rotated_q.y, saved.rotated_k.y, saved.v,
@@ -154,6 +155,16 @@ struct FullReach {
   static constexpr Index window() { return std::numeric_limits<Index>::max() / 2; }
 };
 
+/// Of one block: its Config has a window, or 0 for none.
+struct MixedReach {
+  explicit MixedReach(const Config& config)
+      : window_(config.window > 0 ? config.window : FullReach::window()) {}
+  Index window() const { return window_; }
+
+ private:
+  Index window_;
+};
+
 }  // namespace detail
 
 /// Attention in which query i sees key j iff j <= i and i < j + Window.
@@ -165,6 +176,7 @@ template <std::size_t Window = dynamic, class Qk = QkNorm, class Rope = Interlea
 struct SlidingWindowAttention : detail::Attention<detail::WindowReach<Window>, Qk, Rope> {
   static_assert(Window > 0, "ttt: SlidingWindowAttention<W>: a window of 0 sees nothing");
   static constexpr bool is_windowed = true;
+  static constexpr bool is_mixed = false;
   static constexpr std::size_t fixed_window = Window;
   using detail::Attention<detail::WindowReach<Window>, Qk, Rope>::Attention;
 };
@@ -174,7 +186,19 @@ struct SlidingWindowAttention : detail::Attention<detail::WindowReach<Window>, Q
 template <class Qk = QkNorm, class Rope = InterleavedRope>
 struct FullAttention : detail::Attention<detail::FullReach, Qk, Rope> {
   static constexpr bool is_windowed = false;
+  static constexpr bool is_mixed = false;
   using detail::Attention<detail::FullReach, Qk, Rope>::Attention;
+};
+
+/// Attention to every token so far in the blocks of Config::full_attention, and over a sliding
+/// window in the others: one type, so that any pattern of the two is a stack. All blocks' caches
+/// have the size of full attention's.
+template <class Qk = QkNorm, class Rope = InterleavedRope>
+struct MixedAttention : detail::Attention<detail::MixedReach, Qk, Rope> {
+  static constexpr bool is_windowed = false;
+  static constexpr bool is_mixed = true;
+  static constexpr std::size_t fixed_window = dynamic;
+  using detail::Attention<detail::MixedReach, Qk, Rope>::Attention;
 };
 
 }  // namespace ttt::inline TTT_ABI

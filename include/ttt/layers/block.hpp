@@ -23,6 +23,8 @@ template <class Mlp, class Placement>
 class FeedForward {
  public:
   static constexpr bool has_dynamic = false;
+  static constexpr bool has_in_place = false;
+  static constexpr bool learns_embeddings = false;
 
   template <class T>
   struct Parameters {
@@ -59,6 +61,8 @@ template <class Static, class Dynamic, class Placement>
 class FeedForward<DualMLP<Static, Dynamic>, Placement> {
  public:
   static constexpr bool has_dynamic = true;
+  static constexpr bool has_in_place = false;
+  static constexpr bool learns_embeddings = false;
 
   template <class T>
   struct Parameters {

@@ -3,14 +3,36 @@
 /// The sizes of a model that are not in its type.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <numbers>
 #include <string>
 #include <vector>
 
 #include <ttt/core/error.hpp>
 #include <ttt/fwd.hpp>
+#include <ttt/layers/block_set.hpp>
 
 namespace ttt::inline TTT_ABI {
+
+/// How Llama 3.1 stretches RoPE over longer texts than it was first trained on: angular frequencies
+/// whose wave is longer than positions / low are divided by `factor`, those whose wave is shorter
+/// than positions / high stay, and those between are mixed of both.
+struct RopeScaling {
+  double factor = 0;    // 0: no scaling
+  double low = 0;       // low_freq_factor
+  double high = 0;      // high_freq_factor, above low
+  Index positions = 0;  // original_max_position_embeddings
+
+  /// The frequency to use in the place of one.
+  double operator()(double frequency) const {
+    if (factor == 0) return frequency;
+    const double waves = static_cast<double>(positions) * frequency / (2 * std::numbers::pi);
+    const double kept = std::clamp((waves - low) / (high - low), 0.0, 1.0);
+    return (1 - kept) * frequency / factor + kept * frequency;
+  }
+  friend bool operator==(const RopeScaling&, const RopeScaling&) = default;
+};
 
 /// Sizes and constants of a model. Types choose the structure, this fills in the numbers; what the
 /// type fixes (a window, a depth) may stay 0 here, or must agree with it.
@@ -29,6 +51,10 @@ struct Config {
   double rope_base = 0;
   double eps = 0;   // of every norm
   Index chunk = 0;  // the chunk the model was trained to learn in; a hint for the learner
+  RopeScaling rope_scaling = {};
+  BlockSet full_attention = {};      // of MixedAttention: the blocks that see everything
+  BlockSet in_place = {};            // of InPlaceMLP: the blocks that learn
+  bool in_place_projection = false;  // whether those project what they learn
 };
 
 /// A size that is either part of a type or stored. Takes no room when it is part of the type.
@@ -96,6 +122,12 @@ inline Config complete(Config config) {
   if (config.heads * config.head_dim > most) fail("Config: heads * head_dim is beyond 2^30");
   if (config.heads % config.key_heads != 0) fail("Config: heads is not a multiple of key_heads");
   if (config.head_dim % 2 != 0) fail("Config: head_dim is odd, but RoPE turns pairs");
+  if (const RopeScaling& s = config.rope_scaling; s.factor != 0) {
+    check_positive("rope_scaling.factor", s.factor);
+    check_positive("rope_scaling.low", s.low);
+    check_positive("rope_scaling.high - low", s.high - s.low);
+    check_positive("rope_scaling.positions", static_cast<double>(s.positions));
+  }
   return config;
 }
 

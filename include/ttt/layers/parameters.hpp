@@ -12,7 +12,16 @@
 namespace ttt::inline TTT_ABI {
 
 /// What a parameter is for. Learners and optimizers choose by it.
-enum class Role : std::uint8_t { Embedding, Head, Norm, Attention, Mlp, DynamicMlp };
+enum class Role : std::uint8_t {
+  Embedding,
+  Head,
+  Norm,
+  Attention,
+  Mlp,
+  DynamicMlp,
+  InPlaceMlp,    // a down projection that learns in closed form
+  InPlaceTarget  // what says what those learn: a convolution, a projection
+};
 
 /// Where a parameter stands in the model.
 ///

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <ttt/layers/block.hpp>
+#include <ttt/layers/in_place_mlp.hpp>
 #include <ttt/ops/cross_entropy.hpp>
 
 namespace ttt::inline TTT_ABI {
@@ -33,7 +34,7 @@ struct SeparateHead {
 };
 
 /// Caches of one block for every block of a model, in one stretch of memory.
-template <class Scalar>
+template <class Scalar, class CacheScalar = Scalar>
 struct CacheShape {
   Index blocks = 0;
   Index heads = 0;
@@ -41,12 +42,21 @@ struct CacheShape {
   Index head_dim = 0;
 
   Index size() const { return 2 * blocks * heads * slots * head_dim; }
-  ops::KeyValues<Scalar> at(Scalar* data, Index block) const {
+  ops::KeyValues<Scalar, CacheScalar> at(CacheScalar* data, Index block) const {
     const Index half = heads * slots * head_dim;
-    Scalar* const first = data + 2 * block * half;
+    CacheScalar* const first = data + 2 * block * half;
     return {{first, heads, slots, head_dim}, {first + half, heads, slots, head_dim}};
   }
 };
+
+namespace detail {
+/// How many scalars are as many bytes as `count` of another type, rounded up.
+template <class Scalar, class Other>
+constexpr Index scalars_of(Index count) {
+  constexpr Index scalar = sizeof(Scalar), other = sizeof(Other);
+  return (count * other + scalar - 1) / scalar;
+}
+}  // namespace detail
 
 /// A decoder-only transformer: `Prefix`, whose MLPs never learn at test time, then `Suffix`, whose
 /// MLPs may (arXiv 2512.23675, section 2). A plain transformer has a prefix only.
@@ -62,10 +72,18 @@ class LanguageModel {
   using SuffixBlock = typename Suffix::Block;
   static constexpr bool is_windowed =
       PrefixBlock::Attention::is_windowed && SuffixBlock::Attention::is_windowed;
+  static constexpr bool is_mixed =
+      PrefixBlock::Attention::is_mixed || SuffixBlock::Attention::is_mixed;
   static constexpr std::size_t prefix_depth = Prefix::depth;
   static constexpr std::size_t suffix_depth = Suffix::depth;
   static constexpr bool has_dynamic = SuffixBlock::FeedForward::has_dynamic;
+  static constexpr bool has_in_place = PrefixBlock::FeedForward::has_in_place;
+  static constexpr bool learns_embeddings = PrefixBlock::FeedForward::learns_embeddings;
   static constexpr bool has_tied_head = Head::tied;
+  static_assert(
+      !SuffixBlock::FeedForward::has_in_place,
+      "ttt: an InPlaceMLP belongs to the prefix, for no gradient is taken through what it "
+      "learns at test time: give the suffix another MLP, or use HostModel");
 
   template <class T>
   struct Parameters {
@@ -113,9 +131,28 @@ class LanguageModel {
   };
 
   /// Throws when the Config lacks a size, disagrees with the type or asks for the impossible.
-  explicit LanguageModel(const Config& config)
-      : config_(with_depths(detail::complete(config))), prefix_(config_), suffix_(config_) {
-    config_.window = is_windowed ? window() : 0;
+  explicit LanguageModel(const Config& config) : config_(with_depths(detail::complete(config))) {
+    check_attention();
+    if (config_.in_place.end() > (has_in_place ? config_.prefix_blocks : 0)) {
+      detail::fail(has_in_place
+                       ? "Config: in_place has block " +
+                             std::to_string(config_.in_place.end() - 1) + ", but the prefix has " +
+                             std::to_string(config_.prefix_blocks)
+                       : "Config: in_place is for models with InPlaceMLP");
+    }
+    if (config_.in_place.empty()) config_.in_place_projection = false;
+    for (Index i = 0; i < blocks(); ++i) {
+      Config block = config_;
+      if (config_.full_attention.has(i)) block.window = 0;
+      if (!config_.in_place.has(i)) block.in_place = {};
+      if (i < config_.prefix_blocks) {
+        prefix_.emplace_back(block);
+      } else {
+        suffix_.emplace_back(block);
+      }
+    }
+    const bool sees_all = config_.full_attention == BlockSet::first(blocks());
+    if (!is_mixed || sees_all) config_.window = is_windowed ? window() : 0;
     double parameters = 0;
     auto sizes = shapes();
     each(
@@ -127,9 +164,8 @@ class LanguageModel {
       detail::fail("Config: the model has more parameters than fit any memory");
     }
     for (Index i = 0; i < config_.head_dim / 2; ++i) {
-      frequencies_.push_back(
-          std::pow(config_.rope_base,
-                   -2.0 * static_cast<double>(i) / static_cast<double>(config_.head_dim)));
+      const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(config_.head_dim);
+      frequencies_.push_back(config_.rope_scaling(std::pow(config_.rope_base, exponent)));
     }
   }
 
@@ -138,16 +174,17 @@ class LanguageModel {
 
   /// The longest reach of any block.
   Index window() const {
-    const Index prefix = config_.prefix_blocks > 0 ? prefix_.attention().sublayer().window() : 0;
-    const Index suffix = config_.suffix_blocks > 0 ? suffix_.attention().sublayer().window() : 0;
-    return std::max(prefix, suffix);
+    Index most = 0;
+    for (const auto& block : prefix_) most = std::max(most, block.attention().sublayer().window());
+    for (const auto& block : suffix_) most = std::max(most, block.attention().sublayer().window());
+    return most;
   }
 
   Parameters<Shape> shapes() const {
     Parameters<Shape> shapes = tree<Shape>();
     shapes.embedding = {config_.vocabulary, config_.width};
-    for (auto& block : shapes.prefix) block = prefix_.shapes();
-    for (auto& block : shapes.suffix) block = suffix_.shapes();
+    for (std::size_t i = 0; i < prefix_.size(); ++i) shapes.prefix[i] = prefix_[i].shapes();
+    for (std::size_t i = 0; i < suffix_.size(); ++i) shapes.suffix[i] = suffix_[i].shapes();
     shapes.norm = {1, config_.width};
     shapes.head = {config_.width, config_.vocabulary};
     return shapes;
@@ -159,6 +196,11 @@ class LanguageModel {
     Parameters<T> tree;
     tree.prefix.resize(static_cast<std::size_t>(config_.prefix_blocks));
     tree.suffix.resize(static_cast<std::size_t>(config_.suffix_blocks));
+    if constexpr (has_in_place) {
+      for (std::size_t i = 0; i < prefix_.size(); ++i) {
+        prefix_[i].feed_forward().grow(tree.prefix[i].feed_forward);
+      }
+    }
     return tree;
   }
   /// One whose leaves have their shapes and no data: what a dry run computes with.
@@ -207,35 +249,64 @@ class LanguageModel {
   /// Blocks of the lower half, counting the first suffix block's attention as one.
   Index lower_blocks() const { return config_.prefix_blocks + (config_.suffix_blocks > 0 ? 1 : 0); }
 
+  /// The place of what block i of the prefix learns in closed form, in a tree of such; an empty
+  /// leaf for one that does not.
+  template <class T>
+  T in_place_update(const Parameters<T>& updates, Index i) const {
+    if constexpr (has_in_place) {
+      if (config_.in_place.has(i)) {
+        return PrefixBlock::FeedForward::update(
+            updates.prefix[static_cast<std::size_t>(i)].feed_forward);
+      }
+    }
+    return {};
+  }
+
   /// Block i of the lower half, (tokens, width) to the same; over h unless `keep`. Keys and values
-  /// go into the cache at the positions. With `keep`, `saved` is good for lower_backward.
-  template <class C, class Tensor, class Leaf, class Scalar>
+  /// go into the cache at the positions. With `keep`, `saved` is good for lower_backward. `pass` is
+  /// for an InPlaceMLP.
+  template <class C, class Tensor, class Leaf, class Scalar, class CacheScalar>
   Tensor lower_forward(C& c, const Parameters<Leaf>& p, Index i, Tensor h, bool keep,
                        LowerSaved<Tensor>& saved, const Positions<Scalar>& at,
-                       const ops::KeyValues<Scalar>& cache) const {
+                       const ops::KeyValues<Scalar, CacheScalar>& cache,
+                       const InPlacePass<Scalar>& pass = {}) const {
     if (i == config_.prefix_blocks) {
-      return attend(c, suffix_, p.suffix.front(), h, keep, saved.first, at, cache);
+      return attend(c, suffix_.front(), p.suffix.front(), h, keep, saved.first, at, cache);
     }
-    const auto& block = p.prefix[static_cast<std::size_t>(i)];
-    auto& s = saved.prefix[static_cast<std::size_t>(i)];
-    h = attend(c, prefix_, block, h, keep, s, at, cache);
-    return feed(c, prefix_, block, h, keep, s);
+    const auto n = static_cast<std::size_t>(i);
+    h = attend(c, prefix_[n], p.prefix[n], h, keep, saved.prefix[n], at, cache);
+    if constexpr (has_in_place) {
+      return feed(c, prefix_[n], p.prefix[n], h, keep, saved.prefix[n], pass);
+    } else {
+      return feed(c, prefix_[n], p.prefix[n], h, keep, saved.prefix[n]);
+    }
   }
 
   /// From the gradient of block i's result to that of its input.
-  template <class C, class Tensor, class Leaf, class Gradient, class Scalar>
+  template <class C, class Tensor, class Leaf, class Gradient, class Scalar, class CacheScalar>
   Tensor lower_backward(C& c, const Parameters<Leaf>& p, Index i, const LowerSaved<Tensor>& saved,
                         Tensor dh, const Parameters<Gradient>& d, const Positions<Scalar>& at,
-                        const ops::KeyValues<Scalar>& cache) const {
+                        const ops::KeyValues<Scalar, CacheScalar>& cache,
+                        const InPlacePass<Scalar>& pass = {}) const {
     if (i == config_.prefix_blocks) {
-      return suffix_.attention().backward(c, p.suffix.front().attention, saved.first.attention, dh,
-                                          d.suffix.front().attention, true, at, cache);
+      return suffix_.front().attention().backward(c, p.suffix.front().attention,
+                                                  saved.first.attention, dh,
+                                                  d.suffix.front().attention, true, at, cache);
     }
     const auto n = static_cast<std::size_t>(i);
-    dh = prefix_.feed_forward().backward(c, p.prefix[n].feed_forward, saved.prefix[n].feed_forward,
-                                         dh, d.prefix[n].feed_forward, true);
-    return prefix_.attention().backward(c, p.prefix[n].attention, saved.prefix[n].attention, dh,
-                                        d.prefix[n].attention, true, at, cache);
+    const PrefixBlock& block = prefix_[n];
+    const auto back = [&](const auto&... more) {
+      return block.feed_forward().backward(c, p.prefix[n].feed_forward,
+                                           saved.prefix[n].feed_forward, dh,
+                                           d.prefix[n].feed_forward, true, more...);
+    };
+    if constexpr (has_in_place) {
+      dh = back(pass);
+    } else {
+      dh = back();
+    }
+    return block.attention().backward(c, p.prefix[n].attention, saved.prefix[n].attention, dh,
+                                      d.prefix[n].attention, true, at, cache);
   }
 
   /// The upper half: from the lower half's result to normed hidden states, (tokens, width), ready
@@ -245,10 +316,12 @@ class LanguageModel {
   Tensor upper_forward(C& c, const Parameters<Leaf>& p, Tensor h, bool keep, Saved<Tensor>& saved,
                        const Positions<Scalar>& at, const Caches& caches) const {
     for (Index i = 0; i < config_.suffix_blocks; ++i) {
-      const auto& block = p.suffix[static_cast<std::size_t>(i)];
-      auto& s = saved.suffix[static_cast<std::size_t>(i)];
-      if (i > 0) h = attend(c, suffix_, block, h, keep, s, at, caches(config_.prefix_blocks + i));
-      h = feed(c, suffix_, block, h, keep, s);
+      const auto n = static_cast<std::size_t>(i);
+      auto& s = saved.suffix[n];
+      if (i > 0) {
+        h = attend(c, suffix_[n], p.suffix[n], h, keep, s, at, caches(config_.prefix_blocks + i));
+      }
+      h = feed(c, suffix_[n], p.suffix[n], h, keep, s);
     }
     saved.h = h;
     saved.output = ops::rms_norm(c, h, {p.norm, config_.eps});
@@ -265,13 +338,13 @@ class LanguageModel {
         ops::rms_norm_backward(c, saved.h, {p.norm, config_.eps}, saved.output.inverse, dy, d.norm);
     for (Index i = config_.suffix_blocks - 1; i >= 0; --i) {
       const auto n = static_cast<std::size_t>(i);
-      dh =
-          suffix_.feed_forward().backward(c, p.suffix[n].feed_forward, saved.suffix[n].feed_forward,
-                                          dh, d.suffix[n].feed_forward, want_dh || i > 0);
+      const SuffixBlock& block = suffix_[n];
+      dh = block.feed_forward().backward(c, p.suffix[n].feed_forward, saved.suffix[n].feed_forward,
+                                         dh, d.suffix[n].feed_forward, want_dh || i > 0);
       if (i == 0) break;
-      dh = suffix_.attention().backward(c, p.suffix[n].attention, saved.suffix[n].attention, dh,
-                                        d.suffix[n].attention, true, at,
-                                        caches(config_.prefix_blocks + i));
+      dh = block.attention().backward(c, p.suffix[n].attention, saved.suffix[n].attention, dh,
+                                      d.suffix[n].attention, true, at,
+                                      caches(config_.prefix_blocks + i));
     }
     return dh;
   }
@@ -283,7 +356,7 @@ class LanguageModel {
     config.suffix_blocks =
         detail::resolve_extent<Suffix::depth>("suffix_blocks", config.suffix_blocks);
     const Index prefix = config.prefix_blocks, suffix = config.suffix_blocks;
-    constexpr Index most = 4096;
+    constexpr Index most = BlockSet::most;
     if (prefix < 0 || suffix < 0 || prefix > most || suffix > most - prefix ||
         prefix + suffix == 0) {
       detail::fail("Config: prefix_blocks is " + std::to_string(prefix) + " and suffix_blocks " +
@@ -292,29 +365,42 @@ class LanguageModel {
     return config;
   }
 
+  void check_attention() const {
+    const Index full = config_.full_attention.end();
+    if (full > (is_mixed ? blocks() : 0)) {
+      detail::fail(is_mixed ? "Config: full_attention has block " + std::to_string(full - 1) +
+                                  ", but the model has " + std::to_string(blocks())
+                            : "Config: full_attention is for models with MixedAttention");
+    }
+    if (is_mixed && !(config_.full_attention == BlockSet::first(blocks()))) {
+      detail::check_positive("window", static_cast<double>(config_.window));
+    }
+  }
+
   /// A block's first half and its second; without `keep` their scratch is given back at once.
-  template <class C, class Block, class Params, class Tensor, class SavedBlock, class Scalar>
+  template <class C, class Block, class Params, class Tensor, class SavedBlock, class Scalar,
+            class CacheScalar>
   static Tensor attend(C& c, const Block& block, const Params& p, Tensor h, bool keep,
                        SavedBlock& saved, const Positions<Scalar>& at,
-                       const ops::KeyValues<Scalar>& cache) {
+                       const ops::KeyValues<Scalar, CacheScalar>& cache) {
     const Index mark = c.workspace.used();
     h = block.attention().forward(c, p.attention, h, keep, saved.attention, at, cache);
     if (!keep) c.workspace.release(mark);
     return h;
   }
-  template <class C, class Block, class Params, class Tensor, class SavedBlock>
+  template <class C, class Block, class Params, class Tensor, class SavedBlock, class... More>
   static Tensor feed(C& c, const Block& block, const Params& p, Tensor h, bool keep,
-                     SavedBlock& saved) {
+                     SavedBlock& saved, const More&... more) {
     const Index mark = c.workspace.used();
-    h = block.feed_forward().forward(c, p.feed_forward, h, keep, saved.feed_forward);
+    h = block.feed_forward().forward(c, p.feed_forward, h, keep, saved.feed_forward, more...);
     if (!keep) c.workspace.release(mark);
     return h;
   }
 
   Config config_;
-  PrefixBlock prefix_;
-  SuffixBlock suffix_;
-  std::vector<double> frequencies_;  // base^(-2i/head_dim)
+  std::vector<PrefixBlock> prefix_;
+  std::vector<SuffixBlock> suffix_;
+  std::vector<double> frequencies_;  // base^(-2i/head_dim), scaled
 };
 
 }  // namespace ttt::inline TTT_ABI

@@ -30,6 +30,7 @@ class Weights {
   /// What a parameter tree points into; whoever builds Weights fills it.
   struct Memory {
     std::vector<typename B::template Buffer<Scalar>> buffers;
+    std::vector<typename B::template Buffer<bfloat16>> narrow;
     std::shared_ptr<const void> file;
   };
 
@@ -85,8 +86,15 @@ class Weights {
   std::shared_ptr<Shared> shared_;
 };
 
+/// The value that element (i, j) of a target of InPlaceMLP starts from, so that a model starts as
+/// its host: convolutions are zero, projections the identity.
+inline double in_place_start(const ParameterName& name, Index i, Index j) {
+  return name.tensor == "projection" && i == j ? 1 : 0;
+}
+
 /// Fresh parameters: every matrix normal with standard deviation `deviation`, every norm scale one
-/// (the paper's initialisation). Throws when the Config does not fit the type or memory runs out.
+/// (the paper's initialisation); targets of InPlaceMLP as in_place_start() has them. Throws when
+/// the Config does not fit the type or memory runs out.
 template <class Model, Backend B>
 Weights<Model, B> initialise(const Config& config, const B& backend, std::uint64_t seed,
                              double deviation = 0.02) {
@@ -101,7 +109,12 @@ Weights<Model, B> initialise(const Config& config, const B& backend, std::uint64
   Model::each(
       [&](const ParameterName& name, const View<Scalar>& leaf) {
         values.assign(static_cast<std::size_t>(leaf.shape().size()), Scalar(1));
-        if (name.role != Role::Norm) {
+        if (name.role == Role::InPlaceTarget) {
+          for (Index i = 0; i < leaf.shape().size(); ++i) {
+            values[static_cast<std::size_t>(i)] =
+                static_cast<Scalar>(in_place_start(name, i / leaf.cols, i % leaf.cols));
+          }
+        } else if (name.role != Role::Norm) {
           for (Scalar& value : values) value = static_cast<Scalar>(deviation * random.normal());
         }
         backend.to_device(values.data(), leaf.data, leaf.shape().size());

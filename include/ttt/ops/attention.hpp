@@ -10,13 +10,16 @@ namespace ops {
 
 /// Keys and values of one block: rotated keys, as attention uses them. In training also the outer
 /// loss's gradient with respect to each of them, one row a position from the document's first.
-template <class T>
+template <class Scalar, class CacheScalar = Scalar>
 struct KeyValues {
-  Cache<T> keys;
-  Cache<T> values;
-  View<T> dkeys = {};    // (positions, key_heads * head_dim)
-  View<T> dvalues = {};  // (positions, key_heads * head_dim)
+  Cache<CacheScalar> keys;
+  Cache<CacheScalar> values;
+  View<Scalar> dkeys = {};    // (positions, key_heads * head_dim)
+  View<Scalar> dvalues = {};  // (positions, key_heads * head_dim)
 };
+
+template <class B>
+using KeyValuesOf = KeyValues<typename B::Scalar, typename B::CacheScalar>;
 
 template <class Tensor>
 struct Attended {
@@ -30,8 +33,7 @@ template <class B>
 Attended<View<typename B::Scalar>> attention(Context<B>& c, View<const typename B::Scalar> q,
                                              View<const typename B::Scalar> k,
                                              View<const typename B::Scalar> v,
-                                             const KeyValues<typename B::Scalar>& cache,
-                                             AttentionShape shape) {
+                                             const KeyValuesOf<B>& cache, AttentionShape shape) {
   c.backend.store(k, cache.keys, shape.position);
   c.backend.store(v, cache.values, shape.position);
   const Attended<View<typename B::Scalar>> out{c.make(q.rows, q.cols), c.make(shape.heads, q.rows)};
@@ -45,7 +47,7 @@ Attended<DualView<typename B::Scalar>> attention(TangentContext<B>& c,
                                                  const DualView<typename B::Scalar>& q,
                                                  const DualView<typename B::Scalar>& k,
                                                  const DualView<typename B::Scalar>& v,
-                                                 const KeyValues<typename B::Scalar>& cache,
+                                                 const KeyValuesOf<B>& cache,
                                                  AttentionShape shape) {
   TTT_ASSERT(q.moves() == k.moves() && q.moves() == v.moves());
   const Attended<DualView<typename B::Scalar>> out{c.make(q.rows, q.cols, q.moves()),
@@ -67,9 +69,8 @@ struct AttentionGradient {
 template <class B>
 AttentionGradient<View<typename B::Scalar>> attention_backward(
     Context<B>& c, View<const typename B::Scalar> q, View<const typename B::Scalar> k,
-    View<const typename B::Scalar> v, const KeyValues<typename B::Scalar>& cache,
-    AttentionShape shape, const Attended<View<typename B::Scalar>>& out,
-    View<const typename B::Scalar> dout) {
+    View<const typename B::Scalar> v, const KeyValuesOf<B>& cache, AttentionShape shape,
+    const Attended<View<typename B::Scalar>>& out, View<const typename B::Scalar> dout) {
   const AttentionGradient<View<typename B::Scalar>> d{
       c.make(q.rows, q.cols), c.make(k.rows, k.cols), c.make(v.rows, v.cols)};
   c.backend.fill(typename B::Scalar(0), d.k.data, d.k.shape().size());
@@ -85,7 +86,7 @@ template <class B>
 AttentionGradient<DualView<typename B::Scalar>> attention_backward(
     TangentContext<B>& c, const DualView<typename B::Scalar>& q,
     const DualView<typename B::Scalar>& k, const DualView<typename B::Scalar>& v,
-    const KeyValues<typename B::Scalar>& cache, AttentionShape shape,
+    const KeyValuesOf<B>& cache, AttentionShape shape,
     const Attended<DualView<typename B::Scalar>>& out, const DualView<typename B::Scalar>& dout) {
   AttentionGradient<DualView<typename B::Scalar>> d{
       c.make(q.rows, q.cols, true), c.make(k.rows, k.cols, false), c.make(v.rows, v.cols, false)};

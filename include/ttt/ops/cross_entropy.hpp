@@ -32,7 +32,7 @@ View<typename B::Scalar> cross_entropy(Context<B>& c, View<typename B::Scalar> h
   return dh;
 }
 /// The tangent of that gradient, when the loss's own weight in the outer loss is `seed`; adds to
-/// `dhead`, which lies as the head lies.
+/// `dhead`, which has the shape of the head or of an embedding.
 template <class B>
 DualView<typename B::Scalar> cross_entropy(TangentContext<B>& c,
                                            const DualView<typename B::Scalar>& h,

@@ -45,7 +45,9 @@ class InnerStates {
   }
 
   /// Starts a sequence: the state at place 0 becomes the parameters' own values and empty slots.
-  void begin(const LearnerType& learner, const Tree& parameters) {
+  /// What learns is what `learner` chooses.
+  template <class Chooser>
+  void begin(const Chooser& learner, const Tree& parameters) {
     base_ = parameters;
     std::size_t n = 0;
     Model::each([&](const ParameterName& name,

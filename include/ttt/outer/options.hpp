@@ -8,6 +8,7 @@
 
 #include <ttt/core/error.hpp>
 #include <ttt/fwd.hpp>
+#include <ttt/layers/parameters.hpp>
 
 namespace ttt::inline TTT_ABI {
 
@@ -44,10 +45,19 @@ struct Keep {
   }
 };
 
+/// Which parameters train; nullptr: all.
+using Trains = bool (*)(const ParameterName&);
+
+/// Of models that learn in place: what says what they learn. Their host stays as it is.
+inline bool trains_in_place_targets(const ParameterName& name) {
+  return name.role == Role::InPlaceTarget;
+}
+
 struct MetaOptions {
   Keep keep = Keep::all();
-  bool recompute = false;  // run each block of the prefix again on the way back
-  Index sequences = 0;     // at a time, each with memory of its own; 0: one a thread
+  bool recompute = false;   // run each block of the prefix again on the way back
+  Index sequences = 0;      // at a time, each with memory of its own; 0: one a thread
+  Trains trains = nullptr;  // the gradients of the others are zero and cost nothing
 };
 
 }  // namespace ttt::inline TTT_ABI

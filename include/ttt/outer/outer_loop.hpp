@@ -8,6 +8,7 @@
 #include <ttt/inner/concepts.hpp>
 #include <ttt/layers/parameters.hpp>
 #include <ttt/outer/optimizers.hpp>
+#include <ttt/outer/options.hpp>
 #include <ttt/outer/schedules.hpp>
 
 namespace ttt::inline TTT_ABI {
@@ -46,8 +47,10 @@ struct OuterLoop {
   static constexpr std::size_t slots = Optimizer::slots;
 
   /// u: flat gradient, slots and weights of all the model's parameters, and the steps taken before.
+  /// What does not train, of which the gradient is zero, does not decay either.
   template <class Model, class B>
-  OuterStep update(const Model& model, const B& backend, Update<typename B::Scalar> u) const {
+  OuterStep update(const Model& model, const B& backend, Update<typename B::Scalar> u,
+                   Trains trains = nullptr) const {
     static_assert(HasStep<Optimizer, B>,
                   "ttt: the optimizer lacks step(backend, update); see "
                   "docs/concepts.md#inneroptimizer");
@@ -65,7 +68,9 @@ struct OuterLoop {
       auto shapes = model.shapes();
       Model::each(
           [&](const ParameterName& name, const Shape& shape) {
-            if (decays(name) && keep != 1) backend.axpby(keep, at, 0.0, at, shape.size());
+            const bool changes = trains == nullptr || trains(name);
+            if (changes && decays(name) && keep != 1)
+              backend.axpby(keep, at, 0.0, at, shape.size());
             at += shape.size();
           },
           shapes);

@@ -39,7 +39,8 @@ namespace detail {
 template <class Model, class B, class LearnerType, class Order>
 class SequencePass {
   using Scalar = typename B::Scalar;
-  using Caches = CacheShape<Scalar>;
+  using CacheScalar = typename B::CacheScalar;
+  using Caches = CacheShape<Scalar, CacheScalar>;
   using Record = UpperRecord<Model, Scalar>;
   using States = InnerStates<Model, B, LearnerType>;
   using Tree = typename Model::template Parameters<Weight<Scalar>>;
@@ -54,6 +55,7 @@ class SequencePass {
     Index record;   // scratch that a chunk of a segment keeps
     Index scratch;  // of a pass that keeps nothing, and of tangents
     Index lower;
+    ops::InPlaceRule rule;
 
     Plan(const Model& model, const B& backend, const LearnerType& learner,
          const MetaOptions& options, Index length_)
@@ -61,6 +63,12 @@ class SequencePass {
           learned(learned_count(model, learner, "training")),
           slots(static_cast<Index>(LearnerType::slots)) {
       chunk = learned > 0 ? learner.chunk : length;
+      if constexpr (has_closed_form<LearnerType>) {
+        learned = 0;  // all of it lies in the lower half, which knows how it learns
+        if (learner.clip > 0) {
+          detail::fail("training: an InPlaceLoop can clip what it adds while reading only");
+        }
+      }
       if (length < 1 || chunk < 1 || length % chunk != 0) {
         detail::fail("training: a sequence of " + std::to_string(length) +
                      " tokens is not a whole number of chunks of " + std::to_string(chunk));
@@ -73,7 +81,8 @@ class SequencePass {
       }
       caches = {std::max<Index>(0, config.suffix_blocks - 1), config.key_heads, length,
                 config.head_dim};
-      lower = LowerPass<Model, B>::size(model, backend, length, options.recompute);
+      rule = in_place_rule(learner);
+      lower = LowerPass<Model, B>::size(model, backend, length, options.recompute, rule);
       measure(model, backend, learner);
       segment = options.keep.segment(chunks, state(), record + 2 * learned);
     }
@@ -84,14 +93,15 @@ class SequencePass {
     /// Scalars of all that a pass takes.
     Index size() const {
       const Index kept_states = segments() + segment + 1;
-      return lower + 2 * caches.size() + length * 2 + segment * (record + learned) +
-             kept_states * state() + state() + learned + scratch;
+      return lower + scalars_of<Scalar, CacheScalar>(caches.size()) + caches.size() + length * 2 +
+             segment * (record + learned) + kept_states * state() + state() + learned + scratch;
     }
 
    private:
     void measure(const Model& model, const B& backend, const LearnerType& learner) {
       const DryRun<B> dry(backend);
       auto memory = dry.template allocate<Scalar>(0);
+      auto cache = dry.template allocate<CacheScalar>(0);
       Workspace<DryRun<B>> workspace(dry, most_elements);
       const Tree tree = model.template shaped_tree<Weight<Scalar>>();
       const Gradients none = model.template tree<View<Scalar>>();
@@ -99,13 +109,15 @@ class SequencePass {
       Model::each(
           [&](const ParameterName& name, const Weight<Scalar>& from, DualWeight<Scalar>& to) {
             to = from;
-            if (!learner.learns(name) || !Order::exact) return;
+            if (learned == 0 || !learner.learns(name) || !Order::exact) return;
             to.tangent = View<const Scalar>(memory.data(), from.rows, from.cols);
           },
           tree, moving);
       const UpperInput<Scalar> in{View<const Scalar>(memory.data(), chunk, model.config().width), 0,
                                   nullptr, nullptr};
-      const auto cached = [&](Index i) { return memory_of(model, caches, memory.data(), i); };
+      const auto cached = [&](Index i) {
+        return memory_of(model, caches, cache.data(), memory.data(), i);
+      };
       Record out(model);
       const auto* gradients = learned > 0 ? &none : nullptr;
       const Context<DryRun<B>> c{dry, workspace};
@@ -126,8 +138,9 @@ class SequencePass {
       : model_(model),
         backend_(backend),
         plan_(plan),
-        lower_(model, backend, plan.length, options.recompute),
-        cache_(backend.template allocate<Scalar>(2 * plan.caches.size())),
+        lower_(model, backend, plan.length, options.recompute, plan.rule),
+        cache_(backend.template allocate<CacheScalar>(plan.caches.size())),
+        cache_gradient_(backend.template allocate<Scalar>(plan.caches.size())),
         tokens_(backend.template allocate<Token>(plan.length + 1)),
         loss_weights_(backend.template allocate<Scalar>(plan.length)),
         nll_(backend.template allocate<Scalar>(plan.length)),
@@ -150,8 +163,12 @@ class SequencePass {
     result_.chunk_loss.resize(static_cast<std::size_t>(plan_.chunks));
     weigh(learner, tokens, counts);
     backend_.to_device(tokens.data(), tokens_.data(), plan_.length + 1);
-    h_ = lower_.forward(p, tokens_.data());
-    states_.begin(learner, p);
+    h_ = lower_.forward(p, tokens_.data(), in_place_rule(learner));
+    if constexpr (has_closed_form<LearnerType>) {
+      states_.begin(NoLearning{}, p);
+    } else {
+      states_.begin(learner, p);
+    }
     const Index segments = plan_.segments();
     for (Index s = 0; s < segments; ++s) {
       states_.put_aside(s);
@@ -160,7 +177,7 @@ class SequencePass {
     for (const double loss : result_.chunk_loss) result_.loss += loss;
     result_.loss /= static_cast<double>(plan_.chunks);
 
-    backend_.fill(Scalar(0), gradient_cache(), plan_.caches.size());
+    backend_.fill(Scalar(0), cache_gradient_.data(), plan_.caches.size());
     states_.begin_backward(d);
     for (Index s = segments - 1; s >= 0; --s) {
       if (s < segments - 1) {
@@ -183,19 +200,21 @@ class SequencePass {
     Step step;
   };
 
-  static ops::KeyValues<Scalar> memory_of(const Model& model, const Caches& caches, Scalar* data,
-                                          Index block) {
+  static ops::KeyValues<Scalar, CacheScalar> memory_of(const Model& model, const Caches& caches,
+                                                       CacheScalar* data, Scalar* gradients,
+                                                       Index block) {
     const Index i = block - model.config().prefix_blocks - 1;
     auto memory = caches.at(data, i);
     const Index width = caches.heads * caches.head_dim, size = caches.slots * width;
-    Scalar* const gradients = data + caches.size() + 2 * i * size;
-    memory.dkeys = {gradients, caches.slots, width};
-    memory.dvalues = {gradients + size, caches.slots, width};
+    Scalar* const first = gradients + 2 * i * size;
+    memory.dkeys = {first, caches.slots, width};
+    memory.dvalues = {first + size, caches.slots, width};
     return memory;
   }
-  Scalar* gradient_cache() { return cache_.data() + plan_.caches.size(); }
   auto caches() {
-    return [this](Index i) { return memory_of(model_, plan_.caches, cache_.data(), i); };
+    return [this](Index i) {
+      return memory_of(model_, plan_.caches, cache_.data(), cache_gradient_.data(), i);
+    };
   }
   Index end_of(Index segment) const {
     return std::min(plan_.chunks, (segment + 1) * plan_.segment);
@@ -283,7 +302,7 @@ class SequencePass {
   void backward_chunk(const LearnerType& learner, Index chunk, double seed) {
     const Index place = chunk % plan_.segment;
     Kept& kept = kept_[static_cast<std::size_t>(place)];
-    if constexpr (Order::exact) {
+    if constexpr (Order::exact && !has_closed_form<LearnerType>) {
       states_.step_backward(backend_, learner, place, kept.step,
                             steps_before_[static_cast<std::size_t>(chunk)]);
     }
@@ -299,7 +318,8 @@ class SequencePass {
   const B& backend_;
   Plan plan_;
   LowerPass<Model, B> lower_;
-  typename B::template Buffer<Scalar> cache_;  // keys and values, then their gradients
+  typename B::template Buffer<CacheScalar> cache_;
+  typename B::template Buffer<Scalar> cache_gradient_;
   typename B::template Buffer<Token> tokens_;
   typename B::template Buffer<Scalar> loss_weights_;
   typename B::template Buffer<Scalar> nll_;

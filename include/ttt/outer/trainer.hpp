@@ -142,7 +142,8 @@ class Trainer {
                                                           .step = step_,
                                                           .slots = slots,
                                                           .weights = parameters_.data(),
-                                                          .size = size_});
+                                                          .size = size_},
+                                           options_.meta.trains);
     report.gradient_norm = update.gradient_norm;
     report.rate = update.rate;
     report.taken = update.taken;

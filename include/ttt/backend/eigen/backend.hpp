@@ -9,6 +9,7 @@
 #include <ttt/backend/concepts.hpp>
 #include <ttt/backend/eigen/attention.hpp>
 #include <ttt/backend/eigen/attention_tangents.hpp>
+#include <ttt/backend/eigen/conv.hpp>
 #include <ttt/backend/eigen/gemm.hpp>
 #include <ttt/backend/eigen/loss.hpp>
 #include <ttt/backend/eigen/row_tangents.hpp>
@@ -28,6 +29,7 @@ template <class S = float>
 class Backend : public HostMemory {
  public:
   using Scalar = S;
+  using CacheScalar = S;
   static constexpr Index most_head_dim = detail::most_head_dim;
 
   /// threads: how many compute, the caller included; 0 means every processor of this process.
@@ -122,6 +124,13 @@ class Backend : public HostMemory {
                                View<S> tdgate, View<S> tdup) const {
     detail::swiglu_backward_tangent<S>(*pool_, gate, tgate, up, tup, dout, tdout, tdgate, tdup);
   }
+  void chunk_conv(View<const S> x, Weight<S> taps, Index chunk, View<S> y) const {
+    detail::chunk_conv<S>(*pool_, x, taps, chunk, y);
+  }
+  void chunk_conv_backward(View<const S> x, Weight<S> taps, Index chunk, View<const S> dy,
+                           View<S> dx, Write write, View<S> dtaps) const {
+    detail::chunk_conv_backward<S>(*pool_, x, taps, chunk, dy, dx, write, dtaps);
+  }
   void store(View<const S> rows, Cache<S> cache, Index position) const {
     const Index d = cache.head_dim;
     for (Index t = 0; t < rows.rows; ++t) {
@@ -157,6 +166,11 @@ class Backend : public HostMemory {
     detail::attention_backward_tangent<S>(
         *pool_, {q, tq, keys, values, tkeys, tvalues, shape, o, to, lse, tlse, dout, tdout, tdq,
                  tdkeys, tdvalues, first});
+  }
+  void log_sum_exp(View<const S> logits, View<S> out) const {
+    for (Index t = 0; t < logits.rows; ++t) {
+      out(t, 0) = detail::log_sum_exp(logits.row(t), logits.cols);
+    }
   }
   Index cross_entropy_scratch(Index rows, Index vocabulary) const {
     return detail::loss_rows<S>(rows, vocabulary) * vocabulary;

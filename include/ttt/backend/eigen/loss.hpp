@@ -40,8 +40,8 @@ inline S cross_entropy_row(S* logits, Index words, Token target, S weight, bool 
 }
 
 template <class S>
-void cross_entropy(ThreadPool& pool, View<const S> h, const Weight<S>& head,
-                          const Token* targets, const S* weights, S* nll, View<S> dh, S* scratch) {
+void cross_entropy(ThreadPool& pool, View<const S> h, const Weight<S>& head, const Token* targets,
+                   const S* weights, S* nll, View<S> dh, S* scratch) {
   const Index block = loss_rows<S>(h.rows, head.cols);
   for (Index first = 0; first < h.rows; first += block) {
     const Index rows = std::min(block, h.rows - first);
@@ -54,6 +54,17 @@ void cross_entropy(ThreadPool& pool, View<const S> h, const Weight<S>& head,
     if (dh.empty()) continue;
     matmul<S>(pool, logits, head.transpose(), dh.rows_at(first, rows), Write::Replace);
   }
+}
+
+/// log(sum of exp(logits)); not a number unless every logit is finite.
+template <class S>
+inline S log_sum_exp(const S* logits, Index words) {
+  const S most = max_lanes(words, logits, logits[0]);
+  const S sum = sum_lanes<S>(words, [&]<class P>(Index j) {
+    const P below = packet::psub(load<P>(logits + j), broadcast<P>(most));
+    return packet::padd(exp(below), packet::pmul(below, broadcast<P>(S(0))));
+  });
+  return most + std::log(sum);
 }
 
 /// One row of logits and their tangents, which become dl = weight * (softmax - onehot) and
@@ -92,8 +103,8 @@ inline Index loss_tangent_scratch(Index rows, Index words) {
 /// for each of tdh and tdhead; two more with th.
 template <class S>
 void cross_entropy_tangent(ThreadPool& pool, View<const S> h, View<const S> th,
-                                  const Weight<S>& head, const Token* targets, const S* weights,
-                                  S seed, View<S> tdh, View<S> tdhead, S* scratch) {
+                           const Weight<S>& head, const Token* targets, const S* weights, S seed,
+                           View<S> tdh, View<S> tdhead, S* scratch) {
   const Index block = loss_rows<S>(h.rows, head.cols);
   for (Index first = 0; first < h.rows; first += block) {
     const Index rows = std::min(block, h.rows - first);
@@ -122,7 +133,8 @@ void cross_entropy_tangent(ThreadPool& pool, View<const S> h, View<const S> th,
     }
     if (tdhead.empty()) continue;
     const auto term = [&](View<const S> hidden, View<const S> scores) {
-      const auto [a, b] = head.transposed ? std::pair(scores, hidden) : std::pair(hidden, scores);
+      const auto [a, b] =
+          is_embedding(tdhead, head) ? std::pair(scores, hidden) : std::pair(hidden, scores);
       return Term<S>{{a.data, 1, a.stride}, b};
     };
     if (th.empty()) {

@@ -18,6 +18,7 @@ template <class S = double>
 class Backend : public HostMemory, public Tangents<S> {
  public:
   using Scalar = S;
+  using CacheScalar = S;
   static constexpr Index most_head_dim = Index{1} << 20;
 
   /// Independent pieces of work that can go on at a time.
@@ -189,6 +190,29 @@ class Backend : public HostMemory, public Tangents<S> {
     }
   }
 
+  /// y(t, c) = sum over k of taps(c, k) * x(t + k - half, c), over the rows of t's own chunk, of
+  /// which the first begins at row 0; `half` is half the number of taps.
+  void chunk_conv(View<const S> x, Weight<S> taps, Index chunk, View<S> y) const {
+    for_taps(x.rows, taps, chunk, [&](Index t, Index c, Index k, Index from, S tap) {
+      y(t, c) = (k == 0 ? S(0) : y(t, c)) + (from < 0 ? S(0) : tap * x(from, c));
+    });
+  }
+
+  /// dx (+)= the gradient; dtaps, where wanted, is added to.
+  void chunk_conv_backward(View<const S> x, Weight<S> taps, Index chunk, View<const S> dy,
+                           View<S> dx, Write write, View<S> dtaps) const {
+    if (!dx.empty() && write == Write::Replace) {
+      for (Index t = 0; t < dx.rows; ++t) {
+        for (Index j = 0; j < dx.cols; ++j) dx(t, j) = 0;
+      }
+    }
+    for_taps(x.rows, taps, chunk, [&](Index t, Index c, Index k, Index from, S tap) {
+      if (from < 0) return;
+      if (!dx.empty()) dx(from, c) += tap * dy(t, c);
+      if (!dtaps.empty()) dtaps(c, k) += dy(t, c) * x(from, c);
+    });
+  }
+
   /// Puts rows into the cache at their positions.
   void store(View<const S> rows, Cache<S> cache, Index position) const {
     for (Index t = 0; t < rows.rows; ++t) {
@@ -286,6 +310,22 @@ class Backend : public HostMemory, public Tangents<S> {
     }
   }
 
+  /// out[t] = log(sum of exp(logits[t, j])); not a number unless every logit is finite.
+  void log_sum_exp(View<const S> logits, View<S> out) const {
+    using std::exp, std::log;
+    for (Index t = 0; t < logits.rows; ++t) {
+      S most = logits(t, 0), sum = 0;
+      for (Index j = 1; j < logits.cols; ++j) {
+        if (logits(t, j) > most) most = logits(t, j);
+      }
+      for (Index j = 0; j < logits.cols; ++j) {
+        const S below = logits(t, j) - most;
+        sum += exp(below) + below * S(0);
+      }
+      out(t, 0) = most + log(sum);
+    }
+  }
+
   double dot(const S* x, const S* y, Index size) const {
     double sum = 0;
     for (Index i = 0; i < size; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(y[i]);
@@ -312,6 +352,23 @@ class Backend : public HostMemory, public Tangents<S> {
   }
 
  private:
+  /// Calls f(t, c, k, from, tap) for every row, channel and tap: `from` is the row that the tap
+  /// sees from t, or -1 where that is outside t's chunk.
+  template <class F>
+  static void for_taps(Index rows, Weight<S> taps, Index chunk, const F& f) {
+    taps.visit([&](auto stored) {
+      for (Index t = 0; t < rows; ++t) {
+        for (Index c = 0; c < taps.rows; ++c) {
+          for (Index k = 0; k < taps.cols; ++k) {
+            const Index from = t + k - taps.cols / 2;
+            const bool inside = from >= 0 && from < rows && from / chunk == t / chunk;
+            f(t, c, k, inside ? from : -1,
+              static_cast<S>(taps.transposed ? stored(k, c) : stored(c, k)));
+          }
+        }
+      }
+    });
+  }
   static S scale_of(const Norm<S>& norm, Index j) {
     if (norm.scale.empty() || norm.eps < 0) return S(1);
     return norm.scale.visit([&](auto stored) { return static_cast<S>(stored(0, j)); });

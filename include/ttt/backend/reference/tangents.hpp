@@ -219,8 +219,9 @@ class Tangents {
     }
     if (tdhead.empty()) return;
     Lifted dhead(tdhead.rows, tdhead.cols);
-    const Lifted& left = head.transposed ? logits : hidden;
-    const Lifted& right = head.transposed ? hidden : logits;
+    const bool turned = is_embedding(tdhead, head);
+    const Lifted& left = turned ? logits : hidden;
+    const Lifted& right = turned ? hidden : logits;
     lifted().matmul_gradient(left.view(), right.view(), dhead.view(), Write::Replace);
     dhead.tangent(tdhead, Write::Add);
   }

@@ -4,6 +4,7 @@
 /// queries, 3 products a pair of tiles, and one that owns keys, 4 products.
 #pragma once
 
+#include <ttt/backend/cuda/kernels/attention_backward_hopper.cuh>
 #include <ttt/backend/cuda/kernels/attention_bfloat16.cuh>
 
 namespace ttt::inline TTT_ABI {
@@ -175,13 +176,22 @@ __global__ void __launch_bounds__(flash_threads)
 }  // namespace
 
 template <class S>
+Index Launch<S>::attention_backward_scratch(AttentionShape shape, Index rows) {
+  return attention_backward_hopper_scratch(shape, rows);
+}
+
+template <class S>
 bool Launch<S>::attention_backward_bfloat16(Stream stream, View<const S> q,
                                             Cache<const bfloat16> keys,
                                             Cache<const bfloat16> values, AttentionShape shape,
                                             View<const S> o, View<const S> lse, View<const S> dout,
-                                            View<S> dq, View<S> dkeys, View<S> dvalues,
-                                            Index first) {
+                                            View<S> dq, View<S> dkeys, View<S> dvalues, Index first,
+                                            void* scratch) {
   if constexpr (std::is_same_v<S, float>) {
+    if (attention_backward_hopper(stream, q, keys, values, shape, o, lse, dout, dq, dkeys, dvalues,
+                                  first, scratch)) {
+      return true;
+    }
     if (q.rows == 0 || !in_fours(q) || !in_fours(dout) || dq.empty()) return false;
     if (!in_eights(keys) || !in_eights(values) || keys.slots != values.slots) return false;
     if (dkeys.empty() != dvalues.empty()) return false;

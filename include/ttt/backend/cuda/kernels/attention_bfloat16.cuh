@@ -8,6 +8,7 @@
 /// other side. Forward: 2 products a pair of tiles.
 #pragma once
 
+#include <ttt/backend/cuda/kernels/attention_hopper.cuh>
 #include <ttt/backend/cuda/kernels/attention_tiles.cuh>
 
 namespace ttt::inline TTT_ABI {
@@ -112,6 +113,7 @@ bool Launch<S>::attention_bfloat16(Stream stream, View<const S> q, Cache<const b
                                    Cache<const bfloat16> values, AttentionShape shape, View<S> o,
                                    View<S> lse) {
   if constexpr (std::is_same_v<S, float>) {
+    if (attention_hopper(stream, q, keys, values, shape, o, lse)) return true;
     if (q.rows == 0 || !in_fours(q)) return false;
     if (!in_eights(keys) || !in_eights(values) || keys.slots != values.slots) return false;
     const dim3 blocks(grid(blocks_for(q.rows, flash_rows)), grid(shape.heads));
