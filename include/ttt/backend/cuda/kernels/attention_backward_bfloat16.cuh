@@ -114,6 +114,7 @@ __global__ void __launch_bounds__(flash_threads)
   const int mine = static_cast<int>(threadIdx.x) / 32 * 16;
   __shared__ RingCursor<D> cursor;
   cursor.start(keys, key_head, j0);
+  __syncthreads();
   cursor.send(keys, values, count, query_tile, dout_tile);
   close_copies();
   wait_for_copies();

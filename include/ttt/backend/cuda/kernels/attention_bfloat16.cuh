@@ -31,7 +31,6 @@ __global__ void __launch_bounds__(flash_threads)
   __syncthreads();
   Rows<D> queries;
   load_rows<D>(tiles, queries);
-  __syncthreads();
 
   Sums<D / 8> out = {};
   float most[2] = {-INFINITY, -INFINITY}, sum[2] = {};
@@ -41,6 +40,7 @@ __global__ void __launch_bounds__(flash_threads)
   };
   __shared__ RingCursor<D> cursor;
   cursor.start(keys, key_head, begin);
+  __syncthreads();
   const auto send = [&](Index j0, int stage) {
     cursor.send(keys, values, keys_at(j0), tiles + 2 * stage * flash_tile<D>,
                 tiles + (2 * stage + 1) * flash_tile<D>);

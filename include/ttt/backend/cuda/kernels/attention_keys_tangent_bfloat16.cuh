@@ -112,6 +112,7 @@ __global__ void __launch_bounds__(flash_threads, D == 64 ? 3 : 2)
     }
     __shared__ RingCursor<D> cursor;
     cursor.start(keys, key_head, j0);
+    __syncthreads();
     cursor.send(keys, values, count, tiles, tiles + tile);
     close_copies();
     wait_for_copies();

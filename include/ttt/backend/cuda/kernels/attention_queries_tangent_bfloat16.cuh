@@ -67,8 +67,8 @@ __global__ void __launch_bounds__(flash_threads, 2)
     range_ = KeyRange::of(shape, begin, position, count, flash_rows,
                           moves ? shape.position - begin : position + 1);
   }
-  __syncthreads();
   cursor.start(keys, key_head, begin);
+  __syncthreads();
   const auto send = [&](int j0, int end) {
     std::uint16_t* const to = tiles + (j0 / flash_rows % 2 == 0 ? 0 : 2 * tile);
     cursor.send(keys, values, end - j0, to, to + tile);

@@ -7,7 +7,8 @@
 ///
 /// c is the mean of a row's S' over one tile: what all keys have in common would otherwise be
 /// rounded with the weights and cancel only then. 3 products a pair of a query and a cached key, 5
-/// for the block's own keys.
+/// for the block's own keys: 290 TFLOP/s on an H200 for heads of 64, 255 for heads of 80, where
+/// these instructions reach 600.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/attention_tiles.cuh>
@@ -50,7 +51,7 @@ __global__ void __launch_bounds__(tangent_threads, D <= 80 ? 2 : 1)
     load_rows<D>(tiles + 2 * tile, tqueries);
     __syncthreads();
   }
-  // Log sums in powers of two and c of two rows that a thread has: read again for each tile.
+  // Log sums, in powers of two, and c of the two rows that four lanes share: not in registers.
   __shared__ float4 numbers[tangent_threads / 4];
   float4& number = numbers[threadIdx.x / 4];
   float sum[2] = {};
@@ -66,8 +67,8 @@ __global__ void __launch_bounds__(tangent_threads, D <= 80 ? 2 : 1)
     range_ = KeyRange::of(shape, begin, position, count, tangent_rows,
                           moves ? shape.position - begin : position + 1);
   }
-  __syncthreads();
   cursor.start(keys, key_head, begin);
+  __syncthreads();
   const auto send = [&](int j0, int end) {
     std::uint16_t* const to_tile = tiles + (j0 / flash_rows % 2 == 0 ? 0 : 2 * tile);
     cursor.send(keys, values, end - j0, to_tile, to_tile + tile);

@@ -92,13 +92,14 @@ __device__ void wait_for_copies() {
 template <int D, int threads = flash_threads>
 class RingCursor {
  public:
+  /// By all threads, and a barrier behind it.
   __device__ void start(const Cache<const bfloat16>& cache, Index head, Index position) {
     const TilePart<D, flash_rows, threads> part;
     const int size = static_cast<int>(cache.slots) * D;
     int at = (static_cast<int>(position % cache.slots) + part.row()) * D + part.channel();
     while (at >= size) at -= size;
     at_[threadIdx.x] = at;
-    from_ = head * cache.slots * D;
+    if (threadIdx.x == 0) from_ = head * cache.slots * D;
   }
 
   /// Sends the `count` rows from here on, zeros behind, and goes on.
@@ -117,7 +118,7 @@ class RingCursor {
   }
 
  private:
-  Index from_;       // the head's start, which all threads know
+  Index from_;       // the head's start
   int at_[threads];  // of each thread's row
 };
 
