@@ -3,11 +3,13 @@
 /// Window attention forwards on Hopper (after FlashAttention-3, Shah et al. 2024, arXiv
 /// 2407.08608).
 ///
-/// A block owns 64 queries a group of four warps and goes along tiles of 128 keys, from the newest
-/// to the oldest. One group brings tiles; in the others the products of one tile run while the
+/// A block owns 64 queries a group of four warps and goes along tiles of keys, from the newest to
+/// the oldest. One group brings tiles; in the others the products of one tile run while the
 /// exponentials of the tile after it are taken, and groups take turns at the tensor cores.
-/// 2 products a pair of tiles; bounded by the exponentials (16 a clock and multiprocessor) where
-/// heads are small: at D = 64 they take as long as the products.
+/// 2 products a pair of tiles. Where heads are small the exponentials (16 a clock and
+/// multiprocessor) and what belongs to them bound it: at D = 64 they alone take as long as the
+/// products. An H200 gets 454, 405, 487 and 620 TFLOP/s of D = 64, 80, 96 and 128 (window 8192,
+/// 1024 queries, 32 heads or more), where a large product gets 790.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/hopper_streams.cuh>
@@ -34,57 +36,63 @@ __device__ void load_left(const View<const float>& from, Index first, int count,
   }
 }
 
-/// Of 16 exponentials, so many are computed by products.
-constexpr int polynomials = 0;
-
-/// The same, not from the unit for exponentials: to 1e-4 of it, for x from -126 to 127.
-__device__ inline float exp2_by_products(float x) {
-  x = fmaxf(x, -126.0f);
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float shifted = x + magic, f = x - (shifted - magic);
-  const float p =
-      fmaf(fmaf(fmaf(0.0558382829f, f, 0.242639479f), f, 0.693136734f), f, 0.999924557f);
-  return __int_as_float(__float_as_int(p) + (__float_as_int(shifted) << 23));
-}
-
-template <int D>
+/// A block with `groups` groups that multiply. Two have registers for long tiles and for their
+/// queries; four hide more of each other's waiting, where heads are small, but need twice the
+/// queries to fill a GPU.
+template <int D, int groups>
 struct ForwardShape {
-  static constexpr int groups = 2;  // that multiply
+  static_assert(groups == 2 || groups == 4);
+  static constexpr bool many = groups == 4;
+  static constexpr int columns = many ? 64 : 128;  // keys of a tile
+  static constexpr int stages = many ? 6 : D <= 96 ? 4 : 3;
   static constexpr int rows = 64 * groups;
-  static constexpr int columns = 128;  // keys of a tile
   static constexpr int threads = group_threads * (groups + 1);
-  using Stream = KeyStream<D, columns, D <= 96 ? 4 : 3>;
-  static constexpr int shared_bytes = Stream::bytes + 1024;
+  // A block begins with 65,536 / threads, rounded down to eights, and shares them out anew.
+  static constexpr int registers = many ? 112 : 240;
+  static constexpr int copy_registers = many ? 32 : 24;
+  using Queries = Tile<D, rows>;
+  using Stream = KeyStream<D, columns, stages>;
+  static constexpr int query_bytes = many ? Queries::bytes : 0;
+  static constexpr int shared_bytes = query_bytes + Stream::bytes + 1024;
 };
 
-template <int D>
-__global__ void __launch_bounds__(ForwardShape<D>::threads, 1)
+template <int D, int groups>
+__global__ void __launch_bounds__(ForwardShape<D, groups>::threads, 1)
     attention_hopper_kernel(View<const float> q, Cache<const bfloat16> keys,
                             Cache<const bfloat16> values, AttentionShape shape, View<float> o,
                             View<float> lse) {
   if constexpr (hopper_code) {
-    using Shape = ForwardShape<D>;
+    using Shape = ForwardShape<D, groups>;
+    using Queries = typename Shape::Queries;
     using Stream = typename Shape::Stream;
     using Keys = typename Stream::Keys;
     constexpr int columns = Shape::columns, chains = 4;
     extern __shared__ unsigned char dynamic[];
     __shared__ Stream stream;
-    const unsigned memory = aligned_address(dynamic);
+    const unsigned query_tile = aligned_address(dynamic), memory = query_tile + Shape::query_bytes;
     const Index head = blockIdx.y, key_head = head / (shape.heads / shape.key_heads);
     const Index first = static_cast<Index>(gridDim.x - 1 - blockIdx.x) * Shape::rows;
     const int count = static_cast<int>(q.rows - first < Shape::rows ? q.rows - first : Shape::rows);
     const LocalWindow window(shape, first);
     const KeyTiles<columns> tiles(window, Shape::rows, count);
     const int group = group_index();
-    stream.init(Shape::groups);
+    stream.init(groups);
 
-    if (group == Shape::groups) {
-      give_registers<24>();
+    if (group == groups) {
+      give_registers<Shape::copy_registers>();
       stream.bring_all(memory, keys, values, key_head, shape.position + first, tiles);
     } else {
-      take_registers<240>();
-      LeftOperand<D / 16> queries;
-      load_left<D>(q, first + 64 * group, count - 64 * group, head * D, queries);
+      take_registers<Shape::registers>();
+      const unsigned queries = query_tile + static_cast<unsigned>(64 * group * Queries::pitch);
+      LeftOperand<Shape::many ? 1 : D / 16> query_rows;
+      if constexpr (Shape::many) {
+        bring_rounded<Queries>(dynamic + (query_tile - shared_address(dynamic)), q, first, count,
+                               head * D);
+        show_copies();
+        meet(1 + groups + group, group_threads);
+      } else {
+        load_left<D>(q, first + 64 * group, count - 64 * group, head * D, query_rows);
+      }
       float scores[columns / 2], out[D / 2];
       LeftOperand<columns / 16> weights;
       float most[2] = {-INFINITY, -INFINITY}, sum[2] = {}, shrink[2];
@@ -94,7 +102,12 @@ __global__ void __launch_bounds__(ForwardShape<D>::threads, 1)
 
       const auto multiply_scores = [&](int n) {
         begin_products();
-        multiply_channels<Keys>(scores, queries, Stream::key_tile(memory, n));
+        const unsigned tile = Stream::key_tile(memory, n);
+        if constexpr (Shape::many) {
+          multiply_channels<Queries, Keys>(scores, queries, tile);
+        } else {
+          multiply_channels<Keys>(scores, query_rows, tile);
+        }
         commit_products();
       };
       const auto multiply_values = [&](int n) {
@@ -134,10 +147,8 @@ __global__ void __launch_bounds__(ForwardShape<D>::threads, 1)
 #pragma unroll
         for (int e = 0; e < columns / 2; e += 2) {
           const int r = e / 2 % 2;
-          const float x = fmaf(scores[e], scale, -base[r]),
-                      y = fmaf(scores[e + 1], scale, -base[r]);
-          scores[e] = exp2_of(x);
-          scores[e + 1] = e / 4 % 8 < polynomials ? exp2_by_products(y) : exp2_of(y);
+          scores[e] = exp2_of(fmaf(scores[e], scale, -base[r]));
+          scores[e + 1] = exp2_of(fmaf(scores[e + 1], scale, -base[r]));
           part[r][e / 4 % chains] += scores[e] + scores[e + 1];
         }
 #pragma unroll
@@ -160,8 +171,8 @@ __global__ void __launch_bounds__(ForwardShape<D>::threads, 1)
       };
       // One group multiplies while the others take exponentials.
       const auto take_turn = [&] { meet(1 + group, 2 * group_threads); };
-      const auto pass_turn = [&] { pass(1 + (group + 1) % Shape::groups, 2 * group_threads); };
-      if (group == Shape::groups - 1) pass_turn();
+      const auto pass_turn = [&] { pass(1 + (group + 1) % groups, 2 * group_threads); };
+      if (group == groups - 1) pass_turn();
 
       await_tiles(0);
       multiply_scores(0);
@@ -208,8 +219,6 @@ __global__ void __launch_bounds__(ForwardShape<D>::threads, 1)
   }
 }
 
-}  // namespace
-
 /// False, and nothing done, where there is no kernel for it: other heads than 64, 80, 96 and 128,
 /// few queries, rows that do not lie in fours of floats, another GPU than the code is for.
 inline bool attention_hopper(cudaStream_t stream, View<const float> q, Cache<const bfloat16> keys,
@@ -219,15 +228,28 @@ inline bool attention_hopper(cudaStream_t stream, View<const float> q, Cache<con
       !in_chunks(keys) || !in_chunks(values) || !runs_hopper_code()) {
     return false;
   }
-  return with_hopper_head(shape.head_dim, [&](auto d) {
-    using Shape = ForwardShape<d()>;
-    const auto kernel = attention_hopper_kernel<d()>;
+  const auto launch = [&](auto d, auto groups) {
+    using Shape = ForwardShape<d(), groups()>;
+    const auto kernel = attention_hopper_kernel<d(), groups()>;
     if (!with_shared_memory(kernel, Shape::shared_bytes)) return false;
     const dim3 blocks(grid(blocks_for(q.rows, Shape::rows)), grid(shape.heads));
     kernel<<<blocks, Shape::threads, Shape::shared_bytes, stream>>>(q, keys, values, shape, o, lse);
     return true;
+  };
+  // Four groups are 15 % faster while they have work.
+  const Index units = multiprocessors();
+  const auto rows_in_turn = [&](Index rows) {
+    return blocks_for(blocks_for(q.rows, rows) * shape.heads, units) * rows;
+  };
+  const bool many = 100 * rows_in_turn(256) <= 115 * rows_in_turn(128);
+  return with_hopper_head(shape.head_dim, [&](auto d) {
+    if constexpr (d() == 64) {
+      if (many) return launch(d, std::integral_constant<int, 4>());
+    }
+    return launch(d, std::integral_constant<int, 2>());
   });
 }
 
+}  // namespace
 }  // namespace cuda::detail
 }  // namespace ttt::inline TTT_ABI

@@ -4,7 +4,7 @@
 /// they come out of a cache into shared memory.
 #pragma once
 
-#include <ttt/backend/cuda/kernels/wgmma.cuh>
+#include <ttt/backend/cuda/kernels/hopper_rings.cuh>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
@@ -137,6 +137,33 @@ struct KeyStream {
   }
 };
 
+/// Eight channels of a row of floats, and the same rounded.
+__device__ inline void load_eight(const float* from, float (&out)[8]) {
+  const float4 a = __ldg(reinterpret_cast<const float4*>(from)),
+               b = __ldg(reinterpret_cast<const float4*>(from) + 1);
+  out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w;
+  out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
+}
+__device__ inline uint4 round_eight(const float (&x)[8]) {
+  return make_uint4(rounded_pair(x[0], x[1]), rounded_pair(x[2], x[3]), rounded_pair(x[4], x[5]),
+                    rounded_pair(x[6], x[7]));
+}
+/// Rows of a matrix in float, rounded, into a tile, by two threads a row; zeros from row `count`
+/// on.
+template <class To>
+__device__ void bring_rounded(unsigned char* tile, const View<const float>& from, Index first,
+                              int count, Index column) {
+  constexpr int half = To::channels / 2;
+  const int row = static_cast<int>(threadIdx.x) / 2,
+            begin = static_cast<int>(threadIdx.x) % 2 * half;
+#pragma unroll
+  for (int c = begin; c < begin + half; c += 8) {
+    float x[8] = {};
+    if (row < count) load_eight(&from(first + row, column + c), x);
+    *reinterpret_cast<uint4*>(tile + To::at(row, c / 8)) = round_eight(x);
+  }
+}
+
 /// Rows that can be read and written by pairs or fours of floats; absent ones can.
 inline bool in_fours_of_floats(const View<const float>& v) {
   return v.empty() || (reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0 && v.stride % 4 == 0);
@@ -157,6 +184,16 @@ bool with_hopper_head(Index d, const F& f) {
     case 128: return f(std::integral_constant<int, 128>());
     default: return false;
   }
+}
+/// Of the running GPU.
+inline Index multiprocessors() {
+  int device = 0, count = 0;
+  if (cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess) {
+    return count > 0 ? count : 1;
+  }
+  static_cast<void>(cudaGetLastError());
+  return 1;
 }
 /// Lets a kernel have that much shared memory; says whether it can.
 template <class Kernel>
