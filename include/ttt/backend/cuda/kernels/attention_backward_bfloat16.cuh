@@ -56,13 +56,13 @@ __global__ void __launch_bounds__(flash_threads)
 
   Sums<D / 8> out = {};
   const Index begin = shape.first_key(position), end = position + count;
-  RingCursor cursor(keys, begin);
+  __shared__ RingCursor<D> cursor;
+  cursor.start(keys, key_head, begin);
   const auto send = [&](Index j0, int stage) {
     const int here = end - j0 < flash_rows ? static_cast<int>(end - j0) : flash_rows;
-    cursor.send<D>(keys, key_head, here, tiles + 2 * stage * flash_tile<D>);
-    cursor.send<D>(values, key_head, here, tiles + (2 * stage + 1) * flash_tile<D>);
+    cursor.send(keys, values, here, tiles + 2 * stage * flash_tile<D>,
+                tiles + (2 * stage + 1) * flash_tile<D>);
     close_copies();
-    cursor.advance();
   };
   __syncthreads();
   send(begin, 0);
@@ -112,9 +112,10 @@ __global__ void __launch_bounds__(flash_threads)
   const Index j0 = from + static_cast<Index>(blockIdx.x) * flash_rows;
   const int count = key_end - j0 < flash_rows ? static_cast<int>(key_end - j0) : flash_rows;
   const int mine = static_cast<int>(threadIdx.x) / 32 * 16;
-  const RingCursor cursor(keys, j0);
-  cursor.send<D>(keys, key_head, count, query_tile);
-  cursor.send<D>(values, key_head, count, dout_tile);
+  __shared__ RingCursor<D> cursor;
+  cursor.start(keys, key_head, j0);
+  __syncthreads();
+  cursor.send(keys, values, count, query_tile, dout_tile);
   close_copies();
   wait_for_copies();
   __syncthreads();

@@ -31,7 +31,6 @@ __global__ void __launch_bounds__(flash_threads)
   __syncthreads();
   Rows<D> queries;
   load_rows<D>(tiles, queries);
-  __syncthreads();
 
   Sums<D / 8> out = {};
   float most[2] = {-INFINITY, -INFINITY}, sum[2] = {};
@@ -39,12 +38,13 @@ __global__ void __launch_bounds__(flash_threads)
   const auto keys_at = [&](Index j0) {
     return end - j0 < flash_rows ? static_cast<int>(end - j0) : flash_rows;
   };
-  RingCursor cursor(keys, begin);
+  __shared__ RingCursor<D> cursor;
+  cursor.start(keys, key_head, begin);
+  __syncthreads();
   const auto send = [&](Index j0, int stage) {
-    cursor.send<D>(keys, key_head, keys_at(j0), tiles + 2 * stage * flash_tile<D>);
-    cursor.send<D>(values, key_head, keys_at(j0), tiles + (2 * stage + 1) * flash_tile<D>);
+    cursor.send(keys, values, keys_at(j0), tiles + 2 * stage * flash_tile<D>,
+                tiles + (2 * stage + 1) * flash_tile<D>);
     close_copies();
-    cursor.advance();
   };
   send(begin, 0);
   int stage = 0;

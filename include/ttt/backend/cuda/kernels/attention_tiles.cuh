@@ -42,28 +42,43 @@ __device__ void bring_tile(std::uint16_t* tile, int count, float factor, const R
   }
 }
 
-/// Puts the copy of a tile of `rows` of bfloat16 on its way. `row_at(i)` points to row i's
-/// channels, or nowhere for zeros. Each row has neighbouring threads, which of them such that eight
-/// lie in different banks.
-template <int D, int rows = flash_rows, int threads = flash_threads, class RowAt>
-__device__ void send_tile(std::uint16_t* tile, const RowAt& row_at) {
-  constexpr int sharing = threads / rows, apart = 8 / sharing, parts = D / 8;
-  static_assert(threads % rows == 0 && (sharing == 2 || sharing == 4 || sharing == 8));
-  const int pair = static_cast<int>(threadIdx.x) / sharing, eighth = pair % 8;
-  const int row = pair - eighth + eighth % apart * sharing + eighth / apart;
-  const int part = static_cast<int>(threadIdx.x) % sharing;
-  const bfloat16* const from = row_at(row);
-  const auto to =
-      static_cast<unsigned>(__cvta_generic_to_shared(tile + row * flash_pitch<D> + 8 * part));
-  const int bytes = from == nullptr ? 0 : 16;
-#pragma unroll
-  for (int n = 0; n < (parts + sharing - 1) / sharing; ++n) {
-    if (parts % sharing != 0 && part + n * sharing >= parts) break;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + 16 * n * sharing),
-                 "l"(from + 8 * (part + n * sharing)), "r"(bytes)
-                 : "memory");
+/// The part of each tile of `rows` of bfloat16 that a thread copies: parts of one row, every
+/// `sharing`th. Which row is such that eight neighbours write to different banks. Made anew for
+/// each tile: registers are for the products, and what does not fit there is far away.
+template <int D, int rows = flash_rows, int threads = flash_threads>
+class TilePart {
+ public:
+  __device__ TilePart() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));  // not once for all tiles
+    const int group = thread / sharing, eighth = group % 8;
+    part_ = thread % sharing;
+    row_ = group - eighth + eighth % (8 / sharing) * sharing + eighth / (8 / sharing);
   }
-}
+  __device__ int row() const { return row_; }
+  /// Elements from the start of the row.
+  __device__ int channel() const { return 8 * part_; }
+
+  /// Puts the copy on its way; zeros where `there` is false.
+  __device__ void send(const bfloat16* from, bool there, std::uint16_t* tile) const {
+    const auto to =
+        static_cast<unsigned>(__cvta_generic_to_shared(tile + row_ * flash_pitch<D> + 8 * part_));
+    const int bytes = there ? 16 : 0;
+#pragma unroll
+    for (int n = 0; n < (parts + sharing - 1) / sharing; ++n) {
+      if (parts % sharing != 0 && part_ + n * sharing >= parts) break;
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to + 16 * n * sharing),
+                   "l"(from + 8 * n * sharing), "r"(bytes)
+                   : "memory");
+    }
+  }
+
+ private:
+  static constexpr int sharing = threads / rows, parts = D / 8;
+  static_assert(threads % rows == 0 && (sharing == 2 || sharing == 4 || sharing == 8));
+  int row_, part_;
+};
+
 /// Closes a group of copies; waits until at most the last `open` groups are under way.
 __device__ inline void close_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
@@ -73,29 +88,38 @@ __device__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(open) : "memory");
 }
 
-/// Goes along one head of a ring in tiles.
+/// Goes along the keys and values of one head of a ring in tiles. Lies in shared memory.
+template <int D, int threads = flash_threads>
 class RingCursor {
  public:
-  __device__ RingCursor(const Cache<const bfloat16>& cache, Index position)
-      : slots_(static_cast<int>(cache.slots)), slot_(static_cast<int>(position % cache.slots)) {}
-
-  /// Sends the `count` rows from here on, zeros behind.
-  template <int D, int threads = flash_threads>
-  __device__ void send(const Cache<const bfloat16>& cache, Index head, int count,
-                       std::uint16_t* tile) const {
-    const bfloat16* const rows = cache.data + head * cache.slots * D;
-    send_tile<D, flash_rows, threads>(tile, [&](int i) -> const bfloat16* {
-      const int slot = slot_ + i < slots_ ? slot_ + i : slot_ + i - slots_;
-      return i < count ? rows + slot * D : nullptr;
-    });
+  /// By all threads, and a barrier behind it.
+  __device__ void start(const Cache<const bfloat16>& cache, Index head, Index position) {
+    const TilePart<D, flash_rows, threads> part;
+    const int size = static_cast<int>(cache.slots) * D;
+    int at = (static_cast<int>(position % cache.slots) + part.row()) * D + part.channel();
+    while (at >= size) at -= size;
+    at_[threadIdx.x] = at;
+    if (threadIdx.x == 0) from_ = head * cache.slots * D;
   }
-  __device__ void advance() {
-    slot_ += flash_rows;
-    while (slot_ >= slots_) slot_ -= slots_;
+
+  /// Sends the `count` rows from here on, zeros behind, and goes on.
+  __device__ void send(const Cache<const bfloat16>& keys, const Cache<const bfloat16>& values,
+                       int count, std::uint16_t* key_tile, std::uint16_t* value_tile) {
+    const TilePart<D, flash_rows, threads> part;
+    const int size = static_cast<int>(keys.slots) * D;
+    int at = at_[threadIdx.x];
+    const bool there = part.row() < count;
+    const Index from = from_ + at;
+    part.send(keys.data + from, there, key_tile);
+    part.send(values.data + from, there, value_tile);
+    at += flash_rows * D;
+    while (at >= size) at -= size;
+    at_[threadIdx.x] = at;
   }
 
  private:
-  int slots_, slot_;
+  Index from_;       // the head's start
+  int at_[threads];  // of each thread's row
 };
 
 /// This warp's 16 rows of a tile as a left operand.
@@ -134,6 +158,26 @@ __device__ inline void round_sums(const float (&w)[2][4], unsigned (&out)[4]) {
   out[1] = pack(w[0][2], w[0][3]);
   out[2] = pack(w[1][0], w[1][1]);
   out[3] = pack(w[1][2], w[1][3]);
+}
+
+/// sums += a · b for 16 x 16 of both.
+__device__ inline void multiply_add_16(const unsigned (&a)[4], const unsigned (&b)[4],
+                                       float (&sums)[2][4]) {
+  multiply_add(a, b[0], b[1], sums[0]);
+  multiply_add(a, b[2], b[3], sums[1]);
+}
+
+/// sums += weights · tile for 16 of the tile's rows.
+template <int D>
+__device__ void add_rows(const unsigned (&weights)[4], const std::uint16_t* tile, int row,
+                         Sums<D / 8>& sums) {
+#pragma unroll
+  for (int c = 0; c < D / 16; ++c) {
+    unsigned b[4];
+    load_matrices<false, false, flash_pitch<D>>(tile, 16 * c, row, b);
+    multiply_add(weights, b[0], b[1], sums[2 * c]);
+    multiply_add(weights, b[2], b[3], sums[2 * c + 1]);
+  }
 }
 
 /// sums += weights · tile, 16 x D, along the tile's rows; the weights are rounded.
@@ -211,13 +255,29 @@ class Window {
   int size_;
 };
 
+/// The keys that a block of `queries` queries goes along, counted from the first that one of them
+/// sees: where the first query is among them, where they end, and which tiles need no mask and come
+/// before any key that moves (those from the `moving`th on).
+struct alignas(16) KeyRange {
+  int here, end, inside_begin, inside_end;
+
+  __device__ static KeyRange of(const AttentionShape& shape, Index begin, Index position, int count,
+                                int queries, Index moving) {
+    const int here = static_cast<int>(position - begin), last = here + queries;
+    const int still = (moving < here + 1 ? static_cast<int>(moving) : here + 1) - flash_rows + 1;
+    return {here, here + count, shape.window < last ? last - static_cast<int>(shape.window) : 0,
+            still};
+  }
+  __device__ bool inside(int tile) const { return tile >= inside_begin && tile < inside_end; }
+};
+
 /// Rows that can be read four floats, or eight bfloat16s, at a time.
 inline bool in_fours(const View<const float>& v) {
   return reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0 && v.stride % 4 == 0;
 }
 inline bool in_eights(const Cache<const bfloat16>& cache) {
   return reinterpret_cast<std::uintptr_t>(cache.data) % 16 == 0 &&
-         cache.slots * cache.head_dim < Index{1} << 31;
+         cache.slots * cache.head_dim < Index{1} << 30;
 }
 
 /// Starts a kernel with `bytes` of dynamic shared memory, which it may always have.
