@@ -499,7 +499,8 @@ TEST_SUITE("slow") {
         }
         if (count > 0) text += digits[bits << (6 - count) & 63];
         while (text.size() % 4 != 0) text += '=';
-        text += " " + std::to_string(id++) + "\n";
+        (text += ' ') += std::to_string(id++);
+        text += '\n';
         while (text.size() % 4 != 0) text += "\n";
       }
     CHECK(contains(thrown<FormatError>([&] {
