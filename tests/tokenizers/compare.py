@@ -13,7 +13,9 @@ tokenizer.model, is tried as it is and as the tokenizer.json that it stands for.
 
 import argparse
 import glob
+import json
 import os
+import random
 import subprocess
 import struct
 import sys
@@ -22,10 +24,10 @@ import time
 import unicodedata
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from mixed_text import NASTY, every_character, pieces
-from reference import SPECIAL, encoding, from_ranks, ranks_of, read_ranks, save, train, write_ranks
+from reference import SPECIAL, encoding, from_ranks, ranks_of, read_ranks, save, spelling, train, write_ranks
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.join(HERE, "../..")
@@ -52,7 +54,7 @@ def run_ours(program, tokenizer, texts, options, work):
             data = text.encode()
             file.write(struct.pack("<I", len(data)) + data)
     results = os.path.join(work, "results")
-    said = subprocess.run([program, tokenizer, file.name, results, *options], check=True, capture_output=True, text=True).stdout
+    said = subprocess.run([program, tokenizer, file.name, results, *options], check=True, stdout=subprocess.PIPE, text=True).stdout
     if "DIFFERS" in said:
         sys.exit("the stream decoder differs from decode()")
     with open(results, "rb") as file:
@@ -67,7 +69,7 @@ def run_ours(program, tokenizer, texts, options, work):
 
     ids = lambda part: list(struct.unpack(f"<{len(part) // 4}i", part))
     for _ in texts:
-        out.append((ids(take(4)), ids(take(4)), take(1)))
+        out.append((ids(take(4)), ids(take(4)), take(1).decode("utf-8", "replace").encode()))
     return out, [float(x) for x in said.split()]
 
 
@@ -102,6 +104,27 @@ def run_tiktoken(tokenizer, texts):
     return out, [encoding_time, decoding_time]
 
 
+def strange(trained, work):
+    """What no model of these has: added tokens within each other and in normal form, bytes that fall back."""
+    path = os.path.join(work, "strange.json")
+    save(trained, path)
+    with open(path, encoding="utf-8") as file:
+        content = json.load(file)
+    model = content["model"]
+    lacking = {spelling()[b] for b in (*b" z\n", 0xC3, 0xCC)}
+    model["byte_fallback"] = True
+    content.update(added_tokens=[], post_processor=None)
+    model["merges"] = [pair for pair in model["merges"] if not lacking & set("".join(pair))]
+    kept = [text for text in model["vocab"] if not lacking & set(text)] + [f"<0x{byte:02X}>" for byte in range(256)]
+    model["vocab"] = {text: i for i, text in enumerate(kept)}
+    content["decoder"] = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, content["decoder"]]}
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    added = ["e\u0301", "\u00e9x", "ab", "abc", "bca", "<s>", "<s>>", "na\u00efve", "\uff5cx\u2581", "\u1100\u1161"]
+    tokenizer.add_tokens([AddedToken(t, normalized=i % 2 == 0, special=False) for i, t in enumerate(added)])
+    tokenizer.add_special_tokens([AddedToken(t, normalized=t == "<c>", special=True) for t in ("<s>a", "<c>", "s><")])
+    return tokenizer, [*added, "<s>a", "<c>", "s><", " ", "z", "\n", "a", "e", "\u0301", "\u11a8", "c", "1", "'s", "\u00c3", "\u4e00", "<0xC3>", "word", "<"]
+
+
 def compare(name, groups, ours, theirs, log):
     wrong = 0
     for group, texts in groups.items():
@@ -115,8 +138,8 @@ def compare(name, groups, ours, theirs, log):
                     place = next((i for i, (p, q) in enumerate(zip(x[0], y[0])) if p != q), -1)
                     print(f"  {kinds} differ, token {place}: {x[0][place:place + 6]} {y[0][place:place + 6]} in {text[:80]!r}")
         tokens = sum(len(x[0]) for x in a)
-        log.append(f"| {name} | {group} | {size:.1f} | {tokens} | {size / times[1]:.1f} | {size / their_times[0]:.1f} | "
-                   f"{size / times[2]:.0f} | {size / their_times[1]:.0f} |")
+        speed = [size / max(seconds, 1e-6) for seconds in (times[1], their_times[0], times[2], their_times[1])]
+        log.append(f"| {name} | {group} | {size:.1f} | {tokens} | " + " | ".join(f"{x:.3g}" for x in speed) + " |")
     print(f"{name}: {wrong} texts differ", flush=True)
     return wrong
 
@@ -147,7 +170,7 @@ def main():
         program = os.path.join(work, "tokenize")
         subprocess.run([given.compiler, "-std=c++20", "-O2", f"-I{ROOT}/include", f"{HERE}/tokenize.cpp", "-o", program], check=True)
 
-        def against_json(name, tokenizer, **options):
+        def against_json(name, tokenizer, only=None, **options):
             path = os.path.join(work, "tokenizer.json")
             save(tokenizer, path, **options)
             start = time.process_time()
@@ -155,7 +178,7 @@ def main():
             their_load = time.process_time() - start
             our_load = run_ours(program, path, [""], [], work)[1][0]
             print(f"{name}: loads in {our_load:.2f} s, theirs in {their_load:.2f} s")
-            return compare(name, groups, lambda t: run_ours(program, path, t, [], work), lambda t: run_huggingface(loaded, t), log)
+            return compare(name, only or groups, lambda t: run_ours(program, path, t, [], work), lambda t: run_huggingface(loaded, t), log)
 
         def against_tiktoken(name, kind, ranks):
             path = os.path.join(work, "tokenizer.model")
@@ -170,6 +193,10 @@ def main():
             wrong += against_json(f"{kind}, trained", trained, legacy_merges=kind == "qwen")
             if kind != "gpt2":
                 wrong += against_tiktoken(f"{kind}, trained, ranks", kind, ranks_of(trained))
+            tokenizer, parts = strange(trained, work)
+            rng = random.Random(kind)
+            texts = ["".join(rng.choice(parts) for _ in range(rng.randrange(12))) for _ in range(20_000)]
+            wrong += against_json(f"{kind}, strange", tokenizer, only={"made of its tokens": texts})
         for kind, path in (("llama3", given.llama3), ("qwen", given.qwen)):
             if path:
                 ranks = read_ranks(path)
