@@ -237,6 +237,9 @@ TEST_CASE("tokenizer: normal form comes before normalized tokens and after exact
   CHECK(tokenizer.encode("\xc3\xa9") == Tokens{258});
   CHECK(tokenizer.encode("o\xcc\x81") == Tokens{259});
   CHECK(tokenizer.encode("\xc3\xb3") == Tokens{0xc3, 0xb3});
+  CHECK(tokenizer.decode(Tokens{259}, {.skip_special = false}) == "o\xcc\x81");
+  // As Hugging Face has it: what could spell bytes is read so, and U+00E9 spells one.
+  CHECK(tokenizer.decode(Tokens{258}) == "\xe9");
 }
 
 TEST_CASE("tokenizer: bytes without a token fall back, spelled, and come back") {
@@ -499,7 +502,8 @@ TEST_SUITE("slow") {
         }
         if (count > 0) text += digits[bits << (6 - count) & 63];
         while (text.size() % 4 != 0) text += '=';
-        text += " " + std::to_string(id++) + "\n";
+        (text += ' ') += std::to_string(id++);
+        text += '\n';
         while (text.size() % 4 != 0) text += "\n";
       }
     CHECK(contains(thrown<FormatError>([&] {

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Writes tests/golden/tokenizer_*: two small tokenizers, a rank file, and what becomes of difficult texts.
+"""Writes tests/golden/tokenizer_*: two small tokenizers, a rank file, and what they make of texts.
 
-    python3 -m pip install tokenizers==0.23.3 tiktoken==0.14.0
-    python3 tests/tokenizers/make_golden.py
+python3 -m pip install tokenizers==0.23.3 tiktoken==0.14.0
+python3 tests/tokenizers/make_golden.py
 """
 
 import glob
@@ -41,7 +41,13 @@ def record(tokenizer, texts, rng):
     # Tokens that no text gives: characters cut off.
     for _ in range(40):
         ids = [rng.randrange(tokenizer.get_vocab_size()) for _ in range(12)]
-        out.append({"ids": ids, "decoded": tokenizer.decode(ids), "with_special": tokenizer.decode(ids, skip_special_tokens=False)})
+        out.append(
+            {
+                "ids": ids,
+                "decoded": tokenizer.decode(ids),
+                "with_special": tokenizer.decode(ids, skip_special_tokens=False),
+            }
+        )
     return out
 
 
@@ -51,12 +57,16 @@ def main():
     cases = {}
     for kind in ("llama3", "qwen"):
         tokenizer = train(kind, training_texts(), 1100)
-        save(tokenizer, os.path.join(GOLDEN, f"tokenizer_{kind}.json"), legacy_merges=kind == "qwen")
+        save(
+            tokenizer, os.path.join(GOLDEN, f"tokenizer_{kind}.json"), legacy_merges=kind == "qwen"
+        )
         cases[kind] = record(tokenizer, texts, rng)
     ranks = ranks_of(train("llama3", training_texts(), 1100))
     write_ranks(ranks, os.path.join(GOLDEN, "tokenizer_ranks.model"))
     tiktoken = encoding("llama3", ranks)
-    cases["ranks"] = [{"text": text, "ids": tiktoken.encode(text, allowed_special="all")} for text in texts[::2]]
+    cases["ranks"] = [
+        {"text": text, "ids": tiktoken.encode(text, allowed_special="all")} for text in texts[::2]
+    ]
     with open(os.path.join(GOLDEN, "tokenizer_cases.json"), "w", encoding="ascii") as file:
         json.dump(cases, file, separators=(",", ":"))
         file.write("\n")

@@ -5,10 +5,10 @@
     python3 -m pip install unicodedata2==16.0.0
     python3 tests/tokenizers/unicode_tables.py
 
-The classes are those of Unicode 16.0.0: the regular expressions of Hugging Face's tokenizers 0.23 and
-of tiktoken 0.14 know exactly these (every code point was asked). The normaliser of tokenizers is one
-of Unicode 9.0.0. Decompositions and combining classes never change once a character exists, so its
-tables are those of 16.0.0 less the characters that are younger and have either.
+The classes are those of Unicode 16.0.0: the regular expressions of Hugging Face's tokenizers 0.23
+and of tiktoken 0.14 know exactly these (every code point was asked). The normaliser of tokenizers
+is one of Unicode 9.0.0. Decompositions and combining classes never change once a character exists,
+so its tables are those of 16.0.0 less the characters that are younger and have either.
 """
 
 import os
@@ -97,10 +97,19 @@ def main():
     if unicode.unidata_version != VERSION:
         sys.exit(f"unicodedata2 knows Unicode {unicode.unidata_version}, expected {VERSION}")
 
-    header("unicode_tables.hpp",
-           f"/// Which characters are letters, numbers and spaces in Unicode {VERSION}.",
-           [array("std::uint32_t", "class_runs", runs(class_of, 2),
-                  "/// Where the class changes: first code point << 2 | class (1 letter, 2 number, 3 space).")])
+    header(
+        "unicode_tables.hpp",
+        f"/// Which characters are letters, numbers and spaces in Unicode {VERSION}.",
+        [
+            array(
+                "std::uint32_t",
+                "class_runs",
+                runs(class_of, 2),
+                "/// Where the class changes: first code point << 2 | class"
+                " (1 letter, 2 number, 3 space).",
+            )
+        ],
+    )
 
     ignored = young()
     old = [c for c in CODES if c not in ignored]
@@ -112,8 +121,9 @@ def main():
             parts[code] = [int(part, 16) for part in text.split()]
     assert all(len(p) == 1 or len(p) == 2 and p[1] not in parts for p in parts.values())
     # A pair composes unless Unicode excludes it, which shows in what NFC makes of it.
-    primary = {c: p for c, p in parts.items()
-               if len(p) == 2 and unicode.normalize("NFC", chr(c)) == chr(c)}
+    primary = {
+        c: p for c, p in parts.items() if len(p) == 2 and unicode.normalize("NFC", chr(c)) == chr(c)
+    }
     seconds = {p[1] for p in primary.values()} | {*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)}
 
     def properties(code):
@@ -125,16 +135,33 @@ def main():
     codes = sorted(parts)
     rows = ["{%s}" % ",".join(map(str, [c, *parts[c]])) for c in codes]
     order = sorted((parts[c], i) for i, c in enumerate(codes) if c in primary)
-    header("nfc_tables.hpp",
-           "/// What the composed normal form NFC needs to know of characters, as in Unicode 9.0.0.",
-           [array("std::uint32_t", "nfc_runs", runs(properties, 9),
-                  "/// Where it changes: first code point << 9 | combining class << 1 | whether the character\n"
-                  "/// may not stand in normal form or may compose with one before it."),
+    header(
+        "nfc_tables.hpp",
+        "/// What the composed normal form NFC needs to know of characters, as in Unicode 9.0.0.",
+        [
+            array(
+                "std::uint32_t",
+                "nfc_runs",
+                runs(properties, 9),
+                "/// Where it changes: first code point << 9 | combining class << 1 | whether the\n"
+                "/// character may not stand in normal form or may compose with one before it.",
+            ),
             "/// A character and what it decomposes into; a second of 0 is none.\n"
             "struct Decomposition {\n  std::uint32_t code, first, second = 0;\n};\n",
-            array("Decomposition", "decompositions", rows, "/// By code. Hangul syllables are arithmetic."),
-            array("std::uint16_t", "compositions", [str(i) for _, i in order],
-                  "/// Those that compose again, as places in `decompositions`, by first and second.")])
+            array(
+                "Decomposition",
+                "decompositions",
+                rows,
+                "/// By code. Hangul syllables are arithmetic.",
+            ),
+            array(
+                "std::uint16_t",
+                "compositions",
+                [str(i) for _, i in order],
+                "/// Those that compose again, as places in `decompositions`, by first and second.",
+            ),
+        ],
+    )
     print(f"Unicode {VERSION}: {len(rows)} decompositions, {len(order)} compositions")
 
 

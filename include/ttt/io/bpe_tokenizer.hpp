@@ -36,8 +36,8 @@ struct BpeParts {
   bool whole_words = false;       ///< a word that is in the vocabulary is that token, merges or not
   bool encodes_fallback = false;  ///< a byte without a token is spelled as in tokenizer.json, and
                                   ///< the bytes of that character become <0xC4> and the like
-  bool decodes_fallback = false;       ///< and these are put together again
-  std::vector<AddedToken> exact;       ///< looked for in the text as it comes
+  bool decodes_fallback = false;  ///< and these are put together again
+  std::vector<AddedToken> exact;  ///< looked for in the text as it comes
   std::vector<AddedToken> normalized;  ///< looked for in normal form, in what is between those
   std::vector<Token> before, after;    ///< what is put round a text
 };

@@ -12,8 +12,8 @@ namespace ttt::inline TTT_ABI {
 namespace detail {
 
 // clang-format off
-/// Where it changes: first code point << 9 | combining class << 1 | whether the character
-/// may not stand in normal form or may compose with one before it.
+/// Where it changes: first code point << 9 | combining class << 1 | whether the
+/// character may not stand in normal form or may compose with one before it.
 inline constexpr std::uint32_t nfc_runs[] = {
     0x601cd, 0x60bcc, 0x60dcd, 0x61bcc, 0x61fcd, 0x621cc, 0x623cd, 0x625cc, 0x627cd, 0x62bd0,
     0x62db8, 0x635d0, 0x637b1, 0x639b8, 0x64394, 0x647b9, 0x64f95, 0x653b8, 0x65bb9, 0x65fb8,

@@ -37,11 +37,11 @@ namespace detail {
 inline std::optional<std::string> decode_base64(std::string_view text) {
   static constexpr std::string_view digits =
       "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  static constexpr std::array<std::int8_t, 256> values = [] {
-    std::array<std::int8_t, 256> made{};
-    made.fill(-1);
+  static constexpr std::array<std::uint8_t, 256> values = [] {
+    std::array<std::uint8_t, 256> made{};
+    made.fill(64);
     for (std::size_t i = 0; i < 64; ++i)
-      made[static_cast<unsigned char>(digits[i])] = static_cast<std::int8_t>(i);
+      made[static_cast<unsigned char>(digits[i])] = static_cast<std::uint8_t>(i);
     return made;
   }();
   if (text.size() % 4 != 0) return std::nullopt;
@@ -54,9 +54,9 @@ inline std::optional<std::string> decode_base64(std::string_view text) {
   std::uint32_t bits = 0;
   unsigned count = 0;
   for (const char c : text) {
-    const int value = values[static_cast<unsigned char>(c)];
-    if (value < 0) return std::nullopt;
-    bits = bits << 6 | static_cast<std::uint32_t>(value);
+    const std::uint32_t value = values[static_cast<unsigned char>(c)];
+    if (value == 64) return std::nullopt;
+    bits = bits << 6 | value;
     count += 6;
     if (count < 8) continue;
     count -= 8;

@@ -258,16 +258,17 @@ class TokenizerJson {
       if (known >= 0 && known != id)
         reject(path, "has the id " + std::to_string(id) + ", but " + std::to_string(known) +
                          " in the vocabulary");
-      if (known < 0) add(text, id, {.bytes = read_spelling(text).value_or(text), .known = true});
-      parts_.vocabulary[static_cast<std::size_t>(id)].special = special;
+      if (known < 0) add(text, id, {.known = true});
+      io::VocabularyEntry& entry = parts_.vocabulary[static_cast<std::size_t>(id)];
+      entry.special = special;
+      const bool normalized = flag(item, path, "normalized", !special);
       io::AddedToken token{text, static_cast<Token>(id), special};
-      if (flag(item, path, "normalized", !special)) {
-        std::string buffer;
-        if (parts_.nfc) token.text = io::to_nfc(text, buffer);
-        parts_.normalized.push_back(std::move(token));
-      } else {
-        parts_.exact.push_back(std::move(token));
-      }
+      std::string buffer;
+      if (normalized && parts_.nfc) token.text = io::to_nfc(text, buffer);
+      // What is looked for in normal form decodes to it. No token of the model changes by this:
+      // what spells bytes is in normal form.
+      entry.bytes = read_spelling(token.text).value_or(token.text);
+      (normalized ? parts_.normalized : parts_.exact).push_back(std::move(token));
     }
   }
 

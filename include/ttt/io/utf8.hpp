@@ -47,6 +47,10 @@ constexpr Utf8 read_utf8(std::string_view text, std::size_t i) {
 /// The offset of the first byte that is not part of valid UTF-8, or text.size().
 constexpr std::size_t find_invalid_utf8(std::string_view text) {
   for (std::size_t i = 0; i < text.size();) {
+    if (static_cast<unsigned char>(text[i]) < 0x80) {
+      ++i;
+      continue;
+    }
     const Utf8 next = read_utf8(text, i);
     if (next.code == Utf8::invalid) return i;
     i += next.length;

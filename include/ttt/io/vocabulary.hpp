@@ -26,7 +26,7 @@ inline constexpr std::int64_t max_vocabulary = std::int64_t{1} << 20;
 
 /// One element of a vocabulary.
 struct VocabularyEntry {
-  std::string bytes;       ///< what it decodes to
+  std::string bytes = {};  ///< what it decodes to
   bool known = false;      ///< false where ids have a hole
   bool mergeable = false;  ///< byte pairs may become it, and a word may be it
   bool special = false;    ///< a mark of the format, which no text should contain
