@@ -25,10 +25,17 @@ target_sources(ttt_cuda INTERFACE FILE_SET HEADERS BASE_DIRS include FILES ${ttt
 target_sources(ttt_cuda INTERFACE
   $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/cmake/cuda_unit.cu>
   $<INSTALL_INTERFACE:${CMAKE_INSTALL_LIBDIR}/cmake/ttt/cuda_unit.cu>)
+set(TTT_CUDA_HEAD_DIMS "" CACHE STRING
+  "Head sizes with kernels on tensor cores, of 64, 80, 96 and 128; empty: all of them")
+if(TTT_CUDA_HEAD_DIMS)
+  list(JOIN TTT_CUDA_HEAD_DIMS "$<COMMA>" sizes)
+  target_compile_definitions(ttt_cuda INTERFACE
+    $<$<COMPILE_LANGUAGE:CUDA>:TTT_CUDA_HEAD_DIMS=${sizes}>)
+endif()
 # CMake 3.25 knows no CUDA standard beyond 17.
 target_compile_options(ttt_cuda INTERFACE $<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:-std=c++20>)
 # A shared library uses its own kernels, not those of another that was loaded before it.
 target_link_options(ttt_cuda INTERFACE
   $<$<STREQUAL:$<TARGET_PROPERTY:TYPE>,SHARED_LIBRARY>:LINKER:-Bsymbolic-functions>
   $<$<STREQUAL:$<TARGET_PROPERTY:TYPE>,MODULE_LIBRARY>:LINKER:-Bsymbolic-functions>)
-target_link_libraries(ttt_cuda INTERFACE ttt::ttt CUDA::cudart_static)
+target_link_libraries(ttt_cuda INTERFACE ttt::ttt CUDA::cudart_static CUDA::cublasLt)

@@ -1,8 +1,15 @@
 // SPDX-License-Identifier: MIT
-// A GPU's rates: products, reading with learning, decoding and meta-gradients of the 125m preset
-// with random weights, in exact float and with products in bfloat16; and the yardstick, cuBLAS's
-// product of two 8192 x 8192 matrices in bfloat16.
+// A GPU's rates, with random weights: products, attention, reading with learning, without, and with
+// full attention, decoding, meta-gradients and steps of training, in exact float (125m only) and on
+// tensor cores; and the yardstick, cuBLAS's product of two 8192 x 8192 matrices in bfloat16, which
+// every `share` is of. docs/benchmarks.md has the table.
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
 #include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <benchmark/benchmark.h>
@@ -19,10 +26,19 @@ namespace {
 using namespace ttt;
 using Fast = cuda::Backend<float, cuda::Products::Bfloat16>;
 using Learner = InnerLoop<Sgd>;
-constexpr auto preset = presets::e2e_125m;
+double yardstick = 0;  // FLOP/s
 
 void per_second(benchmark::State& state, const char* what, double count) {
   state.counters[what] = benchmark::Counter(count, benchmark::Counter::kIsIterationInvariantRate);
+}
+/// Work an iteration: its rate, and that as a share of the yardstick, if it ran before.
+void flops(benchmark::State& state, double count) {
+  per_second(state, "FLOP/s", count);
+  if (yardstick > 0) per_second(state, "share", count / yardstick);
+}
+template <class Machine>
+void peak(benchmark::State& state, const Machine& gpu) {
+  state.counters["peak_GB"] = static_cast<double>(gpu.peak_bytes()) / 1e9;
 }
 
 std::vector<Token> tokens(Index size, Index vocabulary) {
@@ -66,10 +82,15 @@ void cublas_8192(benchmark::State& state) {
   };
   run();
   gpu.synchronize();
+  const auto begin = std::chrono::steady_clock::now();
+  double products = 0;
   for (auto _ : state) {
     for (int i = 0; i < 10; ++i) run();
     gpu.synchronize();
+    products += 10;
   }
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+  yardstick = products * 2.0 * n * n * n / seconds.count();
   per_second(state, "FLOP/s", 10 * 2.0 * n * n * n);
   cublasDestroy(handle);
 }
@@ -100,9 +121,8 @@ void product(benchmark::State& state) {
     for (int i = 0; i < 10; ++i) run();
     gpu.synchronize();
   }
-  per_second(
-      state, "FLOP/s",
-      20.0 * static_cast<double>(rows) * static_cast<double>(depth) * static_cast<double>(cols));
+  flops(state,
+        20.0 * static_cast<double>(rows) * static_cast<double>(depth) * static_cast<double>(cols));
 }
 #define PRODUCTS(MACHINE)                           \
   BENCHMARK_TEMPLATE(product, MACHINE)              \
@@ -118,50 +138,266 @@ void product(benchmark::State& state) {
 PRODUCTS(Cuda);
 PRODUCTS(Fast);
 
-/// A session behind a full window. What is read next ends where chunks end.
-template <class Machine>
-auto reader(const Machine& gpu, std::span<const Token> chunk) {
-  Session session(initialise(preset, gpu, 1), Learner{.chunk = 1024});
-  session.read(chunk.first(1));
-  for (int i = 0; i < 9; ++i) session.read(chunk);
-  return session;
+/// Weights in bfloat16: one stretch of noise again and again, and norms of ones.
+template <class Machine, class Model>
+Weights<Model, Machine> noise_weights(const Machine& gpu, const Preset<Model>& preset) {
+  Model model(preset.config);
+  constexpr Index stretch = Index{1} << 22;
+  Random random{1};
+  std::vector<bfloat16> values(stretch), ones(static_cast<std::size_t>(model.config().width));
+  for (bfloat16& x : values) x = bfloat16(static_cast<float>(0.02 * random.normal()));
+  for (bfloat16& x : ones) x = bfloat16(1.0f);
+  typename Weights<Model, Machine>::Memory memory;
+  memory.buffers.push_back(gpu.template allocate<float>(parameter_count(model) / 2 + 1));
+  auto* at = reinterpret_cast<bfloat16*>(memory.buffers.back().data());
+  gpu.to_device(values.data(), at, std::min(stretch, parameter_count(model)));
+  const bfloat16* const noise = at;
+  auto tree = model.template tree<Weight<float>>();
+  auto shapes = model.shapes();
+  Index place = 0;
+  Model::each(
+      [&](const ParameterName& name, const Shape& shape, Weight<float>& leaf) {
+        bfloat16* const to = at + place;
+        place += shape.size();
+        leaf = View<const bfloat16>(to, shape.rows, shape.cols);
+        if (name.role == Role::Norm) return gpu.to_device(ones.data(), to, shape.size());
+        for (Index done = 0; done < shape.size(); done += stretch) {
+          if (to + done == noise) continue;
+          gpu.copy(noise, to + done, std::min(stretch, shape.size() - done));
+        }
+      },
+      shapes, tree);
+  return {std::move(model), gpu, std::move(tree), std::move(memory)};
+}
+// ---- attention ----------------------------------------------------------------------------------
+
+/// A chunk of 1,024 queries behind a full window of 8,192 keys.
+struct AttentionWork {
+  static constexpr Index rows = 1024, window = 8192, position = 8192;
+  Fast gpu;
+  AttentionShape shape;
+  Index width = shape.heads * shape.head_dim, keys = shape.heads * (position + rows);
+  cuda::Buffer<float> q = noise(gpu, rows*width), dout = noise(gpu, rows*width);
+  cuda::Buffer<float> tq = noise(gpu, rows*width), tdout = noise(gpu, rows*width);
+  cuda::Buffer<float> tk = noise(gpu, rows*width), tv = noise(gpu, rows*width);
+  cuda::Buffer<float> o = noise(gpu, rows*width), to = noise(gpu, rows*width);
+  cuda::Buffer<float> dq = noise(gpu, rows* width);
+  cuda::Buffer<float> lse = noise(gpu, rows*shape.heads), tlse = noise(gpu, rows*shape.heads);
+  cuda::Buffer<float> dk = noise(gpu, keys*shape.head_dim), dv = noise(gpu, keys*shape.head_dim);
+  cuda::Buffer<bfloat16> cache = gpu.allocate<bfloat16>(2 * keys * shape.head_dim);
+
+  View<float> matrix(cuda::Buffer<float>& b) const { return {b.data(), rows, width}; }
+  View<float> sums(cuda::Buffer<float>& b) const { return {b.data(), shape.heads, rows}; }
+  View<float> gradient(cuda::Buffer<float>& b) const { return {b.data(), position + rows, width}; }
+  Cache<bfloat16> ring(Index which) {
+    return {cache.data() + which * keys * shape.head_dim, shape.heads, position + rows,
+            shape.head_dim};
+  }
+  /// Pairs of a query and a key it sees, all of them and those of one chunk; a product is two
+  /// operations a channel and pair.
+  double pairs() const { return static_cast<double>(rows * window * shape.heads); }
+  double own_pairs() const { return static_cast<double>(rows * (rows + 1) / 2 * shape.heads); }
+};
+
+enum class Pass : std::uint8_t { Forward, Queries, Backward, Tangent, BackwardTangent };
+
+void attention(benchmark::State& state, Pass pass, Index heads, Index head_dim) {
+  AttentionWork w{Fast(), {heads, heads, head_dim, AttentionWork::window, AttentionWork::position}};
+  for (Index p = 0; p < w.position + w.rows; p += w.rows) {
+    w.gpu.store(w.matrix(p % 2048 == 0 ? w.q : w.tq), w.ring(0), p);
+    w.gpu.store(w.matrix(p % 2048 == 0 ? w.tdout : w.dout), w.ring(1), p);
+  }
+  const auto q = w.matrix(w.q), dout = w.matrix(w.dout), o = w.matrix(w.o), to = w.matrix(w.to);
+  const auto lse = w.sums(w.lse), tlse = w.sums(w.tlse), dq = w.matrix(w.dq);
+  w.gpu.attention(q, w.ring(0), w.ring(1), w.shape, o, lse);
+  const auto backward = [&](View<float> dk, View<float> dv) {
+    w.gpu.attention_backward(q, w.ring(0), w.ring(1), w.shape, o, lse, dout, dq, dk, dv, 0);
+  };
+  const auto run = [&] {
+    switch (pass) {
+      case Pass::Forward: return w.gpu.attention(q, w.ring(0), w.ring(1), w.shape, o, lse);
+      case Pass::Queries: return backward({}, {});
+      case Pass::Backward: return backward(w.gradient(w.dk), w.gradient(w.dv));
+      case Pass::Tangent:
+        return w.gpu.attention_tangent(q, w.matrix(w.tq), w.ring(0), w.ring(1), w.matrix(w.tk),
+                                       w.matrix(w.tv), w.shape, o, lse, to, tlse);
+      case Pass::BackwardTangent:
+        return w.gpu.attention_backward_tangent(
+            q, w.matrix(w.tq), w.ring(0), w.ring(1), w.matrix(w.tk), w.matrix(w.tv), w.shape, o, to,
+            lse, tlse, dout, w.matrix(w.tdout), dq, w.gradient(w.dk), w.gradient(w.dv), 0);
+    }
+  };
+  run();
+  w.gpu.synchronize();
+  for (auto _ : state) {
+    for (int i = 0; i < 10; ++i) run();
+    w.gpu.synchronize();
+  }
+  // Products a cached key, and more of a chunk's own; docs/backends.md.
+  constexpr double products[][2] = {{2, 0}, {3, 0}, {5, 0}, {3, 2}, {10, 5}};
+  const auto [each, own] = products[static_cast<int>(pass)];
+  flops(state, 10 * 2.0 * static_cast<double>(head_dim) * (each * w.pairs() + own * w.own_pairs()));
 }
 
-template <class Machine>
-void read(benchmark::State& state) {
+// ---- sessions -----------------------------------------------------------------------------------
+
+/// Lets a session that has read a full window stand anywhere: its keys are any document's.
+template <class SessionType>
+void move_to(SessionType& session, Index tokens) {
+  auto state = session.state().clone(session.weights().backend());
+  state.counters.tokens = tokens + 1;
+  session.adopt(std::move(state));
+}
+
+template <class Machine, class Model>
+auto session_for(const Machine& gpu, const Preset<Model>& preset, const auto& learner) {
+  if constexpr (std::is_same_v<Machine, Fast>) {
+    return Session(noise_weights(gpu, preset), learner,
+                   SessionOptions{.max_tokens = Model::is_windowed ? 0 : Index{131072} + 2});
+  } else {
+    return Session(initialise(preset, gpu, 1), learner, SessionOptions{});
+  }
+}
+
+constexpr Index chunk = 1024;
+
+template <class SessionType>
+void fill_window(SessionType& session, std::span<const Token> text) {
+  session.read(text.first(1));
+  for (int i = 0; i < 9; ++i) session.read(text);
+}
+
+/// A chunk behind a full window, at any place of a document.
+template <class Machine, class Model, class Learner>
+void read_chunk(benchmark::State& state, const Preset<Model>& preset, const Learner& learner,
+                Index at) {
   const Machine gpu;
-  const std::vector<Token> text = tokens(1024, preset.config.vocabulary);
-  auto session = reader(gpu, text);
+  const std::vector<Token> text = tokens(chunk, preset.config.vocabulary);
+  auto session = session_for(gpu, preset, learner);
+  fill_window(session, text);
+  move_to(session, at);
   for (auto _ : state) session.read(text);
-  per_second(state, "tokens/s", 1024);
-  per_second(state, "FLOP/s", 1024 * bench::reading_flops(session.weights().config(), 1024));
+  per_second(state, "tokens/s", chunk);
+  Config config = session.weights().config();
+  if (std::is_same_v<Learner, NoLearning>) config.prefix_blocks += config.suffix_blocks;
+  if (std::is_same_v<Learner, NoLearning>) config.suffix_blocks = 0;
+  flops(state, chunk * bench::reading_flops(config, chunk));
+  peak(state, gpu);
 }
-BENCHMARK_TEMPLATE(read, Cuda)->UseRealTime()->Unit(benchmark::kMillisecond);
-BENCHMARK_TEMPLATE(read, Fast)->UseRealTime()->Unit(benchmark::kMillisecond);
 
-template <class Machine>
-void decode(benchmark::State& state) {
+/// A whole document from its beginning.
+template <class Machine, class Model, class Learner>
+void read_document(benchmark::State& state, const Preset<Model>& preset, const Learner& learner,
+                   Index length) {
   const Machine gpu;
-  auto session = reader(gpu, tokens(1024, preset.config.vocabulary));
-  for (auto _ : state) session.generate(32, Greedy{});
-  per_second(state, "tokens/s", 32);
-}
-BENCHMARK_TEMPLATE(decode, Cuda)->UseRealTime()->Unit(benchmark::kMillisecond);
-BENCHMARK_TEMPLATE(decode, Fast)->UseRealTime()->Unit(benchmark::kMillisecond);
-
-template <class Machine>
-void meta_gradient(benchmark::State& state) {
-  constexpr Index length = 8192;
-  const Machine gpu;
-  const auto weights = initialise(preset, gpu, 1);
-  MetaGradient meta(weights.model(), gpu, Learner{.chunk = 1024}, length);
-  auto gradient = gpu.template allocate<float>(meta.size());
   const std::vector<Token> text = tokens(length + 1, preset.config.vocabulary);
-  for (auto _ : state) meta(weights.parameters(), text, {}, gradient.data());
+  auto session = session_for(gpu, preset, learner);
+  session.read(std::span(text).first(std::min<Index>(length, 2 * chunk) + 1));
+  for (auto _ : state) {
+    session.reset();
+    session.read(text);
+  }
   per_second(state, "tokens/s", static_cast<double>(length));
-  per_second(state, "FLOP/s", bench::training_flops(weights.config(), length, 1024));
+  const Config config = session.weights().config();
+  const double window = Model::is_windowed ? static_cast<double>(config.window) : 1e18;
+  double seen = 0;
+  for (Index t = 0; t < length; ++t) {
+    seen += std::min(window, static_cast<double>(t + 1)) / static_cast<double>(length);
+  }
+  flops(state, static_cast<double>(length) * bench::reading_flops(config, chunk, seen));
+  peak(state, gpu);
 }
-BENCHMARK_TEMPLATE(meta_gradient, Cuda)->UseRealTime()->Unit(benchmark::kMillisecond);
-BENCHMARK_TEMPLATE(meta_gradient, Fast)->UseRealTime()->Unit(benchmark::kMillisecond);
+
+template <class Machine, class Model>
+void decode(benchmark::State& state, const Preset<Model>& preset, Index at) {
+  const Machine gpu;
+  auto session = session_for(gpu, preset, Learner{.chunk = chunk});
+  fill_window(session, tokens(chunk, preset.config.vocabulary));
+  move_to(session, at);
+  session.generate(8, Greedy{});
+  for (auto _ : state) session.generate(64, Greedy{});
+  per_second(state, "tokens/s", 64);
+  const Config& config = session.weights().config();
+  const double cache =
+      4.0 * static_cast<double>(config.window * config.key_heads * config.head_dim *
+                                session.weights().model().blocks());
+  per_second(state, "bytes/s", 64 * (static_cast<double>(session.weights().bytes()) + cache));
+  peak(state, gpu);
+}
+
+// ---- training -----------------------------------------------------------------------------------
+
+template <class Machine, class Model>
+void meta_gradient(benchmark::State& state, const Preset<Model>& preset, Index length, Index batch,
+                   MetaOptions options) {
+  const Machine gpu;
+  const auto session = session_for(gpu, preset, Learner{.chunk = chunk});
+  const auto& weights = session.weights();
+  MetaGradient meta(weights.model(), gpu, Learner{.chunk = chunk}, length, options);
+  auto gradient = gpu.template allocate<float>(meta.size());
+  const std::vector<Token> text = tokens(batch * (length + 1), preset.config.vocabulary);
+  for (auto _ : state) {
+    meta(weights.parameters(), text, {}, gradient.data());
+    gpu.synchronize();
+  }
+  per_second(state, "tokens/s", static_cast<double>(batch * length));
+  flops(state, static_cast<double>(batch) * bench::training_flops(weights.config(), length, chunk));
+  peak(state, gpu);
+}
+
+/// Registers `run` under a name; `once` for what takes seconds.
+template <class Run>
+void add(const std::string& name, const Run& run, bool once = false) {
+  auto* const made = benchmark::RegisterBenchmark(name.c_str(), run)->UseRealTime();
+  made->Unit(benchmark::kMillisecond);
+  if (once) made->Iterations(1);
+}
+
+const bool registered = [] {
+  using State = benchmark::State;
+  constexpr const char* passes[] = {"forward", "backward_dq", "backward", "tangent",
+                                    "backward_tangent"};
+  for (const auto& [heads, d] : {std::pair<Index, Index>{96, 64}, {32, 80}}) {
+    for (int pass = 0; pass < 5; ++pass) {
+      add(std::string("attention/") + passes[pass] + "/d:" + std::to_string(d) +
+              "/heads:" + std::to_string(heads),
+          [=](State& s) { attention(s, static_cast<Pass>(pass), heads, d); });
+    }
+  }
+  const auto model = [](const std::string& size, const auto& e2e, const auto& full) {
+    const Learner learner{.chunk = chunk};
+    const NoLearning none{.chunk = chunk};
+    const bool large = size == "3b";
+    add("read/" + size + "/empty:8192",
+        [=](State& s) { read_document<Fast>(s, e2e, learner, 8192); });
+    for (const auto& [name, at] :
+         {std::pair<const char*, Index>{"16K", 16384}, {"128K", 131072}, {"1M", 1048576}}) {
+      add("read/" + size + "/at:" + name, [=](State& s) { read_chunk<Fast>(s, e2e, learner, at); });
+    }
+    add("read/" + size + "/window_only/at:128K",
+        [=](State& s) { read_chunk<Fast>(s, e2e, none, 131072); });
+    add("prefill/" + size + "/full_attention/empty:8192",
+        [=](State& s) { read_document<Fast>(s, full, none, 8192); });
+    add(
+        "prefill/" + size + "/full_attention/empty:131072",
+        [=](State& s) { read_document<Fast>(s, full, none, 131072); }, true);
+    add("decode/" + size + "/at:16K", [=](State& s) { decode<Fast>(s, e2e, 16384); });
+    add("decode/" + size + "/at:1M", [=](State& s) { decode<Fast>(s, e2e, 1048576); });
+    add("meta_gradient/" + size + "/length:8192/batch:1",
+        [=](State& s) { meta_gradient<Fast>(s, e2e, 8192, 1, {.recompute = large}); });
+    if (large) return;
+    add("meta_gradient/" + size + "/length:8192/batch:4",
+        [=](State& s) { meta_gradient<Fast>(s, e2e, 8192, 4, {}); });
+    add("read/" + size + "/exact/at:128K",
+        [=](State& s) { read_chunk<Cuda>(s, e2e, learner, 131072); });
+    add("decode/" + size + "/exact/at:16K", [=](State& s) { decode<Cuda>(s, e2e, 16384); });
+    add(
+        "meta_gradient/" + size + "/exact/length:8192/batch:1",
+        [=](State& s) { meta_gradient<Cuda>(s, e2e, 8192, 1, {}); }, true);
+  };
+  model("125m", presets::e2e_125m, presets::full_125m);
+  model("3b", presets::e2e_3b, presets::full_3b);
+  return true;
+}();
 
 }  // namespace

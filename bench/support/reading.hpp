@@ -17,14 +17,14 @@ inline constexpr Preset<SmallModel> small{{.vocabulary = 256,
                                            .eps = 1e-6,
                                            .chunk = 128}};
 
-/// Floating-point operations of reading one token with learning once the window is full. Every
-/// multiply-add is two; masked or repeated work is not counted; norms, activations and softmax are
-/// left out. docs/benchmarks.md derives it.
-inline double reading_flops(const Config& c, Index chunk) {
+/// Floating-point operations of reading one token with learning that sees `keys` keys, the whole
+/// window if none are named. Every multiply-add is two; masked or repeated work is not counted;
+/// norms, activations and softmax are left out. docs/benchmarks.md derives it.
+inline double reading_flops(const Config& c, Index chunk, double seen = 0) {
   const auto real = [](Index x) { return static_cast<double>(x); };
   const double width = real(c.width), hidden = real(c.hidden), words = real(c.vocabulary);
   const double heads = real(c.heads * c.head_dim), keys = real(c.key_heads * c.head_dim);
-  const double window = real(c.window), blocks = real(c.prefix_blocks + c.suffix_blocks);
+  const double window = seen > 0 ? seen : real(c.window), blocks = real(c.prefix_blocks + c.suffix_blocks);
   const double suffix = real(c.suffix_blocks);
   const double projections = 2 * width * (2 * heads + 2 * keys);
   const double mlp = 2 * 3 * width * hidden;

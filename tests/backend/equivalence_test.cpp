@@ -372,11 +372,13 @@ TEST_CASE_TEMPLATE("attention without log-sum-exp", S, float, double) {
   for (Index rows : {1, 40}) {
     const AttentionInputs<S> inputs(random, rows, {2, 1, 16, 30, 50}, 0);
     check_equivalent<S>([&](const auto& b) {
-      using T = ScalarOf<std::decay_t<decltype(b)>>;
-      const auto keys = inputs.keys.template as<T>(), values = inputs.values.template as<T>();
+      using B = std::decay_t<decltype(b)>;
+      using T = ScalarOf<B>;
+      const auto keys = inputs.template kept<B>(inputs.keys);
+      const auto values = inputs.template kept<B>(inputs.values);
       auto o = Matrix<T>::output(rows, 32, 5);
-      b.attention(inputs.q.template as<T>().view(), inputs.cache(keys, inputs.shape),
-                  inputs.cache(values, inputs.shape), inputs.shape, o.view(), {});
+      b.attention(inputs.q.template as<T>().view(), inputs.cache(keys), inputs.cache(values),
+                  inputs.shape, o.view(), {});
       return results(std::move(o));
     });
   }
@@ -558,6 +560,29 @@ TEST_CASE_TEMPLATE("swiglu hides nothing", S, float, double) {
           return operand == 0 ? results(std::move(out), std::move(dgate), std::move(dup))
                               : results(std::move(out), std::move(dgate));
         });
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("log_sum_exp", S, float, double) {
+  Random random{18};
+  const auto run = [](const Matrix<S>& logits) {
+    return [&logits](const auto& b) {
+      using T = ScalarOf<std::decay_t<decltype(b)>>;
+      auto out = Matrix<T>::output(logits.view().rows, 1, 2);
+      b.log_sum_exp(logits.template as<T>().view(), out.view());
+      return results(std::move(out));
+    };
+  };
+  for (Index words : {1, 3, 61, 256, 5000}) {
+    for (double scale : {1.0, 20.0}) {
+      CAPTURE(words);
+      auto logits = Matrix<S>::input(random, 3, words, 3, scale);
+      check_equivalent<S>(run(logits));
+      for (double bad : bad_numbers) {
+        logits(1, words / 2) = static_cast<S>(bad);
+        check_not_hidden<S>(run(logits));
       }
     }
   }

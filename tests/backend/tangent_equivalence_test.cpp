@@ -190,65 +190,6 @@ TEST_CASE_TEMPLATE("swiglu_tangent and swiglu_backward_tangent", S, float, doubl
   });
 }
 
-/// A block of queries that moves, with its keys and values.
-template <class S>
-struct AttentionTangentInputs {
-  AttentionInputs<S> values;
-  Matrix<S> tq, tdout, tkeys, tvalues;
-
-  AttentionTangentInputs(Random& random, Index rows, const AttentionShape& shape, Index spare,
-                         Index before = 0, double scale = 1)
-      : values(random, rows, shape, spare, before, scale),
-        tq(Matrix<S>::input(random, rows, shape.heads * shape.head_dim, 2)),
-        tdout(Matrix<S>::input(random, rows, shape.heads * shape.head_dim, 4)),
-        tkeys(Matrix<S>::input(random, rows, shape.key_heads * shape.head_dim, 3)),
-        tvalues(Matrix<S>::input(random, rows, shape.key_heads * shape.head_dim, 1)) {}
-
-  /// Forward and backward: to, tlse, tdq, tdkeys, tdvalues. Where `alone`, each output is computed
-  /// without the others, too, and must be the same.
-  template <class B>
-  auto run(const B& b, bool alone = false) const {
-    using T = ScalarOf<B>;
-    const Index rows = values.rows, first = values.first;
-    const AttentionShape& shape = values.shape;
-    const auto q = values.q.template as<T>(), tq_ = tq.template as<T>();
-    const auto dout = values.dout.template as<T>(), tdout_ = tdout.template as<T>();
-    const auto tk = tkeys.template as<T>(), tv = tvalues.template as<T>();
-    const auto keys = values.keys.template as<T>(), cached_values = values.values.template as<T>();
-    const Cache<const T> k = values.cache(keys, shape), v = values.cache(cached_values, shape);
-    auto o = Matrix<T>::output(rows, shape.heads * shape.head_dim, 5), to = o, tdq = o;
-    auto lse = Matrix<T>::output(shape.heads, rows, 2), tlse = lse;
-    const auto dk = values.dkeys.template as<T>(), dv = values.dvalues.template as<T>();
-    auto tdk = dk, tdv = dv;
-    b.attention(q.view(), k, v, shape, o.view(), lse.view());
-    const auto forward = [&](View<T> to_out, View<T> tlse_out) {
-      b.attention_tangent(q.view(), tq_.view(), k, v, tk.view(), tv.view(), shape, o.view(),
-                          lse.view(), to_out, tlse_out);
-    };
-    const auto backward = [&](View<T> dq_out, View<T> dk_out, View<T> dv_out) {
-      b.attention_backward_tangent(q.view(), tq_.view(), k, v, tk.view(), tv.view(), shape,
-                                   o.view(), to.view(), lse.view(), tlse.view(), dout.view(),
-                                   tdout_.view(), dq_out, dk_out, dv_out, first);
-    };
-    forward(to.view(), tlse.view());
-    backward(tdq.view(), tdk.view(), tdv.view());
-    if (alone) {
-      auto to1 = o, tlse1 = lse, tdq1 = o, tdk1 = dk, tdv1 = dv;
-      forward(to1.view(), {});
-      forward({}, tlse1.view());
-      backward(tdq1.view(), {}, {});
-      backward({}, tdk1.view(), {});
-      backward({}, {}, tdv1.view());
-      CHECK(to1.same_bits(to));
-      CHECK(tlse1.same_bits(tlse));
-      CHECK(tdq1.same_bits(tdq));
-      CHECK(tdk1.same_bits(tdk));
-      CHECK(tdv1.same_bits(tdv));
-    }
-    return results(std::move(to), std::move(tlse), std::move(tdq), std::move(tdk), std::move(tdv));
-  }
-};
-
 template <class S>
 void check_attention(Random& random, Index rows, const AttentionShape& shape, Index spare,
                      Index before = 0, double scale = 1) {

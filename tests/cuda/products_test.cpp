@@ -31,7 +31,7 @@ Matrix<float> rounded(Random& random, Index rows, Index cols, Index gap) {
 /// On sizes that the kernel's tiles divide and that they do not, aligned rows and others.
 template <class Check>
 void for_products(const Check& check) {
-  for (Index rows : {1, 17, 128, 130, 257}) {
+  for (Index rows : {1, 3, 17, 128, 130, 257}) {
     for (Index depth : {1, 8, 32, 100, 300}) {
       for (Index cols : {1, 48, 128, 131}) {
         for (Index gap : {0, 3, 4}) {
@@ -42,6 +42,31 @@ void for_products(const Check& check) {
           check(rows, depth, cols, gap);
         }
       }
+    }
+  }
+}
+
+/// Gives queries and results rows that the fast kernels can move.
+void align(Random& random, AttentionInputs<float>& inputs) {
+  const Index width = inputs.shape.heads * inputs.shape.head_dim;
+  inputs.q = Matrix<float>::input(random, inputs.rows, width, 4);
+  inputs.dout = Matrix<float>::input(random, inputs.rows, width, 8);
+  const Index keys = inputs.dkeys.view().rows, key_width = inputs.dkeys.view().cols;
+  inputs.dkeys = Matrix<float>::output(random, keys, key_width, 4);
+  inputs.dvalues = inputs.dkeys;
+  inputs.gap = 4;
+}
+
+/// Blocks of queries from the first to many, windows that wrap around, shared keys.
+template <class Check>
+void for_blocks(const Check& check) {
+  for (Index d : {16, 64, 80, 96, 128}) {
+    for (Index rows : {1, 8, 64, 70, 200, 300}) {
+      check(rows, AttentionShape{2, 1, d, 1000, 0}, 0, 0);
+      check(rows, AttentionShape{2, 2, d, 100, 300}, 7, 60);
+      check(rows, AttentionShape{4, 2, d, 20, 150}, 0, 0);
+      check(rows, AttentionShape{1, 1, d, 150, 140}, 64, 500);
+      check(rows, AttentionShape{2, 1, d, 513, 1200}, 40, 0);
     }
   }
 }
@@ -107,8 +132,7 @@ TEST_CASE("attention on tensor cores is near attention") {
     CAPTURE(shape.window);
     CAPTURE(shape.position);
     AttentionInputs<float> inputs(random, rows, shape, spare, before);
-    inputs.q = Matrix<float>::input(random, rows, shape.heads * shape.head_dim, 4);
-    inputs.dout = Matrix<float>::input(random, rows, shape.heads * shape.head_dim, 8);
+    align(random, inputs);
     const auto got = inputs.run(gpu);
     const auto want = inputs.run(reference);
     for (std::size_t i = 0; i < want.size(); ++i) {
@@ -121,17 +145,43 @@ TEST_CASE("attention on tensor cores is near attention") {
     const auto again = inputs.run(gpu);
     for (std::size_t i = 0; i < want.size(); ++i) CHECK(again[i].same_bits(got[i]));
   };
-  for (Index d : {64, 80, 96, 128}) {
-    for (Index rows : {1, 64, 70, 200}) {
-      check(rows, {2, 1, d, 1000, 0}, 0, 0);
-      check(rows, {2, 2, d, 100, 300}, 7, 60);
-      check(rows, {4, 2, d, 20, 150}, 0, 0);
-      check(rows, {1, 1, d, 150, 140}, 64, 500);
-    }
-  }
+  for_blocks(check);
   MESSAGE("attention in bfloat16, worst errors: o " << worst[0] << ", lse " << worst[1] << ", dq "
                                                     << worst[2] << ", dk " << worst[3] << ", dv "
                                                     << worst[4]);
+}
+
+TEST_CASE("attention's tangents on tensor cores are near attention's tangents") {
+  Random random{3};
+  const Staged<Fast> gpu;
+  const reference::Backend<double> reference;
+  double worst[5] = {};
+  for_blocks([&](Index rows, const AttentionShape& shape, Index spare, Index before) {
+    CAPTURE(rows);
+    CAPTURE(shape.head_dim);
+    CAPTURE(shape.window);
+    CAPTURE(shape.position);
+    AttentionTangentInputs<float> inputs(random, rows, shape, spare, before);
+    align(random, inputs.values);
+    const Index width = shape.heads * shape.head_dim, key_width = shape.key_heads * shape.head_dim;
+    inputs.tq = Matrix<float>::input(random, rows, width, 4);
+    inputs.tdout = Matrix<float>::input(random, rows, width, 12);
+    inputs.tkeys = Matrix<float>::input(random, rows, key_width, 4);
+    inputs.tvalues = Matrix<float>::input(random, rows, key_width, 8);
+    const auto got = inputs.run(gpu), again = inputs.run(gpu);
+    const auto want = inputs.run(reference);
+    for (std::size_t i = 0; i < want.size(); ++i) {
+      CAPTURE(i);
+      const double error = relative_error<float>(got[i].view(), want[i].view());
+      CHECK(error <= 0.03);
+      CHECK(got[i].guarded());
+      CHECK(again[i].same_bits(got[i]));
+      if (!(error <= worst[i])) worst[i] = error;
+    }
+  });
+  MESSAGE("attention's tangents in bfloat16, worst errors: o "
+          << worst[0] << ", lse " << worst[1] << ", dq " << worst[2] << ", dk " << worst[3]
+          << ", dv " << worst[4]);
 }
 
 TEST_CASE("a model read and differentiated with products in bfloat16 is near the one in float") {

@@ -31,6 +31,7 @@ class Buffer {
 /// A machine. Copyable, for Weights keep one; made from an int, so that nothing makes one up.
 struct Backend {
   using Scalar = float;
+  using CacheScalar = float;
   template <class T>
   using Buffer = archetype::Buffer<T>;
   using V = View<float>;
@@ -93,6 +94,7 @@ struct Backend {
   void attention_backward_tangent(In, In, Keys, Keys, In, In, AttentionShape, In, In, In, In, In,
                                   In, V, V, V, Index) const {}
 
+  void log_sum_exp(In, V) const {}
   Index cross_entropy_scratch(Index, Index) const { return 0; }
   void cross_entropy(In, W, const Token*, const float*, float*, V, float*) const {}
 

@@ -129,6 +129,7 @@ class Staged {
 
  public:
   using Scalar = typename B::Scalar;
+  using CacheScalar = typename B::CacheScalar;
   static constexpr Index most_head_dim = B::most_head_dim;
 
   static constexpr int threads() { return 1; }
@@ -204,6 +205,7 @@ class Staged {
   Primitive<&B::swiglu_backward> swiglu_backward{gpu_};
   Primitive<&B::swiglu_tangent> swiglu_tangent{gpu_};
   Primitive<&B::swiglu_backward_tangent> swiglu_backward_tangent{gpu_};
+  Primitive<&B::log_sum_exp> log_sum_exp{gpu_};
   Primitive<&B::chunk_conv> chunk_conv{gpu_};
   Primitive<&B::chunk_conv_backward> chunk_conv_backward{gpu_};
   Primitive<&B::store> store{gpu_};

@@ -91,13 +91,14 @@ template <class B>
 concept Backend = requires(const B& b, View<typename B::Scalar> out,
                            View<const typename B::Scalar> in, Weight<typename B::Scalar> weight,
                            Norm<typename B::Scalar> norm, Write write, const Token* tokens,
-                           Cache<typename B::Scalar> cache,
-                           Cache<const typename B::Scalar> read_cache, AttentionShape shape,
+                           Cache<typename B::CacheScalar> cache,
+                           Cache<const typename B::CacheScalar> read_cache, AttentionShape shape,
                            RopeLayout layout, Index n, double x, const double* frequencies,
                            const typename B::Scalar* flat, typename B::Scalar* flat_out,
                            Token* tokens_out, const bfloat16* narrow, bfloat16* narrow_out,
                            void (*task)(Index)) {
   typename B::Scalar;
+  typename B::CacheScalar;
   typename B::template Buffer<Token>;
   // The machine.
   { b.threads() } -> std::convertible_to<int>;
@@ -115,6 +116,7 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   b.to_host(narrow, narrow_out, n);
   b.copy(flat, flat_out, n);
   b.fill(typename B::Scalar{}, flat_out, n);
+  b.fill(typename B::CacheScalar{}, cache.data, n);
   b.widen(weight, out);
   // Products.
   b.matmul(in, weight, out, write);
@@ -151,6 +153,7 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   b.cross_entropy(in, weight, tokens, flat, flat_out, out, flat_out);
   { b.cross_entropy_tangent_scratch(n, n) } -> std::convertible_to<Index>;
   b.cross_entropy_tangent(in, in, weight, tokens, flat, x, out, out, flat_out);
+  b.log_sum_exp(in, out);
   // Flat vectors.
   { b.dot(flat, flat, n) } -> std::convertible_to<double>;
   b.axpby(x, flat, x, flat_out, n);

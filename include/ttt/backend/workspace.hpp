@@ -52,6 +52,7 @@ template <class Target>
 class DryRun {
  public:
   using Scalar = typename Target::Scalar;
+  using CacheScalar = typename Target::CacheScalar;
   static constexpr Index most_head_dim = Target::most_head_dim;
   static constexpr bool is_host = Target::is_host;
 
@@ -115,6 +116,7 @@ class DryRun {
   void attention_backward_tangent(auto&&...) const {}
   void cross_entropy(auto&&...) const {}
   void cross_entropy_tangent(auto&&...) const {}
+  void log_sum_exp(auto&&...) const {}
   void axpby(auto&&...) const {}
   void adam(auto&&...) const {}
 

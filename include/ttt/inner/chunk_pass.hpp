@@ -20,7 +20,8 @@ class ChunkPass {
   using Scalar = typename B::Scalar;
   using Tree = typename Model::template Parameters<Weight<Scalar>>;
   using Gradients = typename Model::template Parameters<View<Scalar>>;
-  using Caches = CacheShape<Scalar>;
+  using CacheScalar = typename B::CacheScalar;
+  using Caches = CacheShape<Scalar, CacheScalar>;
 
   /// Throws Error when memory runs out. Keeps references to the model and the backend.
   ChunkPass(const Model& model, const B& backend, const Caches& caches, Index most_rows)
@@ -36,14 +37,15 @@ class ChunkPass {
   /// Scalars of scratch a pass over `rows` tokens needs, measured without allocating any.
   static Index scratch(const Model& model, const B& backend, const Caches& caches, Index rows) {
     const DryRun<B> dry(backend);
-    auto cache = dry.template allocate<Scalar>(caches.size());
+    auto cache = dry.template allocate<CacheScalar>(caches.size());
     Workspace<DryRun<B>> workspace(dry, detail::most_elements);
     const Tree tree = model.template shaped_tree<Weight<Scalar>>();
     const auto gradients = model.template tree<View<Scalar>>();
     auto updates = gradients;
     Model::each(
         [&](const ParameterName& name, View<Scalar>& leaf) {
-          if (name.role == Role::InPlaceMlp) leaf = View<Scalar>(cache.data(), 1, 1);
+          if (name.role == Role::InPlaceMlp)
+            leaf = View<Scalar>(dry.template allocate<Scalar>(1).data(), 1, 1);
         },
         updates);
     Saved saved(model);
@@ -59,7 +61,7 @@ class ChunkPass {
   }
 
   /// nll[t] = -log p(tokens[t + 1] | tokens up to t), for every token but the last.
-  void score(const Tree& tree, Scalar* cache, std::span<const Token> tokens, Index position,
+  void score(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens, Index position,
              std::span<Scalar> nll, const Gradients* updates = nullptr) {
     auto c = start(tokens);
     hidden(c, model_, tree, inputs(tokens), position, caches_, cache, false, saved_, updates);
@@ -70,13 +72,13 @@ class ChunkPass {
 
   /// Scores likewise, and puts what the InPlaceMLPs learn from all tokens but the last into
   /// `updates`, as (out, in).
-  void closed_form(const Tree& tree, const Gradients& updates, Scalar* cache,
+  void closed_form(const Tree& tree, const Gradients& updates, CacheScalar* cache,
                    std::span<const Token> tokens, Index position, std::span<Scalar> nll) {
     score(tree, cache, tokens, position, nll, &updates);
   }
 
   /// Scores likewise, and puts d(sum of loss_weights[t] · nll[t]) into `gradients`.
-  void gradient(const Tree& tree, const Gradients& gradients, Scalar* cache,
+  void gradient(const Tree& tree, const Gradients& gradients, CacheScalar* cache,
                 std::span<const Token> tokens, Index position, std::span<const Scalar> loss_weights,
                 std::span<Scalar> nll) {
     auto c = start(tokens);
@@ -88,16 +90,21 @@ class ChunkPass {
     backend_.to_host(nll_.data(), nll.data(), static_cast<Index>(nll.size()));
   }
 
-  /// Logits of the token after the last.
-  void logits(const Tree& tree, Scalar* cache, std::span<const Token> tokens, Index position,
-              std::span<Scalar> logits) {
+  /// Logits of the token after the last; returns the log of the sum of their exponentials, which
+  /// is a finite number if and only if every one is.
+  Scalar logits(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens, Index position,
+                std::span<Scalar> logits) {
     auto c = start(tokens);
     const std::span<const Token> all(tokens_.data(), tokens.size());
     hidden(c, model_, tree, all, position, caches_, cache, false, saved_);
     const auto y = saved_.upper.output.y;
     const auto out = c.make(1, model_.config().vocabulary);
     c.backend.matmul(y.rows_at(y.rows - 1, 1), model_.head(tree), out, Write::Replace);
+    c.backend.log_sum_exp(out, View<Scalar>(nll_.data(), 1, 1));
     backend_.to_host(out.data, logits.data(), out.cols);
+    Scalar sum = 0;
+    backend_.to_host(nll_.data(), &sum, 1);
+    return sum;
   }
 
  private:
@@ -113,7 +120,7 @@ class ChunkPass {
   template <class B2>
   static Positions<Scalar> hidden(Context<B2>& c, const Model& model, const Tree& tree,
                                   std::span<const Token> tokens, Index position,
-                                  const Caches& caches, Scalar* cache, bool keep, Saved& saved,
+                                  const Caches& caches, CacheScalar* cache, bool keep, Saved& saved,
                                   const Gradients* updates = nullptr) {
     const Index rows = static_cast<Index>(tokens.size());
     InPlacePass<Scalar> pass;
@@ -134,7 +141,7 @@ class ChunkPass {
   template <class B2>
   static void backward(Context<B2>& c, const Model& model, const Tree& tree, const Saved& saved,
                        const Positions<Scalar>& at, const Scalar* loss_weights, Scalar* nll,
-                       const Gradients& gradients, const Caches& caches, Scalar* cache,
+                       const Gradients& gradients, const Caches& caches, CacheScalar* cache,
                        const Token* targets) {
     const auto dy = ops::cross_entropy(c, saved.upper.output.y, model.head(tree), targets,
                                        loss_weights, nll, true);

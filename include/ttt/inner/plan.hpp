@@ -57,8 +57,9 @@ struct SessionPlan {
   using Model = typename WeightsType::Model;
   using B = typename WeightsType::BackendType;
   using Scalar = typename B::Scalar;
+  using CacheScalar = typename B::CacheScalar;
 
-  CacheShape<Scalar> caches;
+  CacheShape<Scalar, CacheScalar> caches;
   Index chunk = 0;
   Index learned = 0;  // scalars that learn
   Index slots = static_cast<Index>(LearnerType::slots);
@@ -98,8 +99,8 @@ struct SessionPlan {
   Index bytes(const WeightsType& weights) const {
     const Index scratch =
         ChunkPass<Model, B>::scratch(weights.model(), weights.backend(), caches, chunk);
-    return (caches.size() + learned + learned_size() + scratch + 2 * chunk) *
-               static_cast<Index>(sizeof(Scalar)) +
+    return caches.size() * static_cast<Index>(sizeof(CacheScalar)) +
+           (learned + learned_size() + scratch + 2 * chunk) * static_cast<Index>(sizeof(Scalar)) +
            (chunk + 1) * static_cast<Index>(sizeof(Token));
   }
 };

@@ -26,6 +26,7 @@ class Reader {
   using Model = typename WeightsType::Model;
   using B = typename WeightsType::BackendType;
   using Scalar = typename B::Scalar;
+  using CacheScalar = typename B::CacheScalar;
   using State = SessionState<B>;
   using Plan = SessionPlan<WeightsType, LearnerType>;
 
@@ -55,8 +56,8 @@ class Reader {
   State fresh() const {
     State state;
     state.cache_size = plan_.caches.size();
-    state.cache = weights_.backend().template allocate<Scalar>(state.cache_size);
-    weights_.backend().fill(Scalar(0), state.cache.data(), state.cache_size);
+    state.cache = weights_.backend().template allocate<CacheScalar>(state.cache_size);
+    weights_.backend().fill(CacheScalar{}, state.cache.data(), state.cache_size);
     state.random = Random{options_.seed};
     reserve(state);
     return state;
@@ -131,11 +132,11 @@ class Reader {
     if (state_.evaluated < pending) {
       const Index first = state_.evaluated;
       state_.logits.resize(static_cast<std::size_t>(weights_.config().vocabulary));
-      pass_.logits(fast_.tree(), state_.cache.data(),
-                   std::span(state_.pending).subspan(static_cast<std::size_t>(first)),
-                   state_.boundary() + first, state_.logits);
-      for (const Scalar logit : state_.logits) {
-        if (std::isfinite(logit)) continue;
+      state_.log_sum =
+          pass_.logits(fast_.tree(), state_.cache.data(),
+                       std::span(state_.pending).subspan(static_cast<std::size_t>(first)),
+                       state_.boundary() + first, state_.logits);
+      if (!std::isfinite(state_.log_sum)) {
         forget_keys();
         fail<NonFiniteError>("logits: one is not finite");
       }
@@ -191,7 +192,8 @@ class Reader {
     Index first = state_.evaluated;
     const Index targets_end = pending + taken;  // in block_
     if (first == pending) {
-      out[0] = from_logits(state_.logits, block_[static_cast<std::size_t>(pending)]);
+      const auto target = static_cast<std::size_t>(block_[static_cast<std::size_t>(pending)]);
+      out[0] = state_.log_sum - state_.logits[target];
     }
     if (first < targets_end - 1) {
       const std::span<const Token> tokens(block_.data() + first,
@@ -211,14 +213,6 @@ class Reader {
     state_.logits.clear();
   }
 
-  static Scalar from_logits(std::span<const Scalar> logits, Token token) {
-    const Scalar most = *std::ranges::max_element(logits);
-    double sum = 0;
-    for (const Scalar logit : logits) sum += std::exp(static_cast<double>(logit - most));
-    return static_cast<Scalar>(std::log(sum) + static_cast<double>(most) -
-                               static_cast<double>(logits[static_cast<std::size_t>(token)]));
-  }
-
   void check_finite(std::span<const Scalar> nll, Index position) {
     for (std::size_t i = 0; i < nll.size(); ++i) {
       if (std::isfinite(nll[i])) continue;
@@ -232,10 +226,10 @@ class Reader {
   /// Clears the keys and values of the unfinished chunk, where a failure may have left numbers that
   /// are not finite: nobody would look at them again, but a saved state must not hold any.
   void forget_keys() {
-    const CacheShape<Scalar>& caches = plan_.caches;
+    const auto& caches = plan_.caches;
     const Index first = state_.boundary() % caches.slots;
     for (Index row = 0; row < 2 * caches.blocks * caches.heads; ++row) {
-      weights_.backend().fill(Scalar(0),
+      weights_.backend().fill(CacheScalar{},
                               state_.cache.data() + (row * caches.slots + first) * caches.head_dim,
                               learner_.chunk * caches.head_dim);
     }

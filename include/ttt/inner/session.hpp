@@ -67,7 +67,8 @@ class Session {
 
   /// Bytes of what this document has taught and left: what a snapshot copies and a file holds.
   Index state_bytes() const {
-    return (state().cache_size + state().learned_size) * static_cast<Index>(sizeof(Scalar)) +
+    return state().cache_size * static_cast<Index>(sizeof(typename B::CacheScalar)) +
+           state().learned_size * static_cast<Index>(sizeof(Scalar)) +
            static_cast<Index>(state().pending.size() * (sizeof(Token) + 1));
   }
 
@@ -181,7 +182,7 @@ class Session {
   const B& backend() const { return weights().backend(); }
 
   detail::StateIdentity identity() const {
-    const CacheShape<Scalar>& caches = reader_->plan().caches;
+    const auto& caches = reader_->plan().caches;
     io::Hash64 learns;
     Model::each(
         [&](const ParameterName& name, const Weight<Scalar>&) {

@@ -101,6 +101,7 @@ template <class B>
 void save_state(const std::string& path, const B& backend, const SessionState<B>& state,
                 const StateIdentity& identity) {
   using Scalar = typename B::Scalar;
+  using CacheScalar = typename B::CacheScalar;
   const Counters& counters = state.counters;
   const io::Json json{io::Json::Object({
       {"model", to_hex(identity.model)},
@@ -115,12 +116,13 @@ void save_state(const std::string& path, const B& backend, const SessionState<B>
       {"random_seed", to_hex(state.random.seed)},
       {"random_counter", to_hex(state.random.counter)},
   })};
-  std::vector<Scalar> cache_copy, learned_copy;
+  std::vector<CacheScalar> cache_copy;
+  std::vector<Scalar> learned_copy;
   const auto cache = on_host(backend, state.cache.data(), state.cache_size, cache_copy);
   const auto learned = on_host(backend, state.learned.data(), state.learned_size, learned_copy);
   const auto pending = static_cast<Index>(state.pending.size());
   std::vector<io::TensorToWrite> tensors = {
-      {"cache", dtype_of<Scalar>, identity.cache, std::as_bytes(cache)},
+      {"cache", dtype_of<CacheScalar>, identity.cache, std::as_bytes(cache)},
       {"pending", DType::I32, {pending}, std::as_bytes(std::span(state.pending))},
       {"marks", DType::U8, {pending}, std::as_bytes(std::span(state.marks))}};
   if (state.learned_size > 0) {
@@ -136,6 +138,7 @@ void save_state(const std::string& path, const B& backend, const SessionState<B>
 template <class B>
 class StateReader {
   using Scalar = typename B::Scalar;
+  using CacheScalar = typename B::CacheScalar;
 
  public:
   StateReader(const std::string& path, const B& backend, const StateIdentity& identity)
@@ -185,9 +188,9 @@ class StateReader {
     for (const std::uint8_t mark : state.marks) {
       if (mark > (SessionState<B>::Counted | SessionState<B>::Frozen)) reject("a mark is unknown");
     }
-    state.cache = numbers("cache", identity_.cache, state.cache_size);
+    state.cache = numbers<CacheScalar>("cache", identity_.cache, state.cache_size);
     if (file_->find("learned") != nullptr) {
-      state.learned = numbers("learned", identity_.learned, state.learned_size);
+      state.learned = numbers<Scalar>("learned", identity_.learned, state.learned_size);
     } else if (steps > 0) {
       reject("what it has learned is missing");
     }
@@ -217,15 +220,17 @@ class StateReader {
     if (info.shape != shape) reject(std::string(name) + " has another shape than this session's");
     return info;
   }
+  template <class T>
   auto numbers(const char* name, const std::vector<Index>& shape, Index& size) const {
     const io::TensorInfo& info = tensor(name, shape);
-    if (info.dtype != dtype_of<Scalar>) reject(std::string(name) + " has another element type");
-    std::vector<Scalar> values(info.size());
-    file_->template copy_to<Scalar>(info, values);
-    for (const Scalar value : values) {
-      if (!std::isfinite(value)) reject(std::string(name) + " holds a number that is not finite");
+    if (info.dtype != dtype_of<T>) reject(std::string(name) + " has another element type");
+    std::vector<T> values(info.size());
+    file_->template copy_to<T>(info, values);
+    for (const T value : values) {
+      if (!std::isfinite(static_cast<Scalar>(value)))
+        reject(std::string(name) + " holds a number that is not finite");
     }
-    auto buffer = backend_.template allocate<Scalar>(static_cast<Index>(values.size()));
+    auto buffer = backend_.template allocate<T>(static_cast<Index>(values.size()));
     backend_.to_device(values.data(), buffer.data(), static_cast<Index>(values.size()));
     size = static_cast<Index>(values.size());
     return buffer;

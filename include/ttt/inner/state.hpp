@@ -29,6 +29,7 @@ struct Counters {
 template <class B>
 struct SessionState {
   using Scalar = typename B::Scalar;
+  using CacheScalar = typename B::CacheScalar;
   template <class T>
   using Buffer = typename B::template Buffer<T>;
 
@@ -39,15 +40,17 @@ struct SessionState {
   std::vector<Token> pending;       // tokens since the last boundary: at most a chunk of inputs
   std::vector<std::uint8_t> marks;  // one for each of them
   Index cache_size = 0;
-  Buffer<Scalar> cache;
+  Buffer<CacheScalar> cache;
   Index learned_size = 0;  // 0: nothing learned yet, the weights are the model's own
   Buffer<Scalar> learned;  // the weights that learn, then the optimizer's slots
   Random random;
 
   // Pending inputs whose keys and values are in the cache already, and the logits behind the last
-  // one if all are. Only a saving of work: forgetting them changes nothing.
+  // one if all are, with the log of the sum of their exponentials. Only a saving of work:
+  // forgetting them changes nothing.
   Index evaluated = 0;
   std::vector<Scalar> logits;
+  Scalar log_sum = 0;
 
   /// The position of the first pending token: a multiple of the chunk.
   Index boundary() const { return counters.tokens - static_cast<Index>(pending.size()); }
@@ -55,7 +58,7 @@ struct SessionState {
   /// A copy with memory of its own. Throws Error when memory runs out.
   SessionState clone(const B& backend) const {
     SessionState copy;
-    copy.cache = backend.template allocate<Scalar>(cache_size);
+    copy.cache = backend.template allocate<CacheScalar>(cache_size);
     if (learned_size > 0) copy.learned = backend.template allocate<Scalar>(learned_size);
     copy.counters = counters;
     copy.pending = pending;
@@ -63,6 +66,7 @@ struct SessionState {
     copy.random = random;
     copy.evaluated = evaluated;
     copy.logits = logits;
+    copy.log_sum = log_sum;
     copy.cache_size = cache_size;
     copy.learned_size = learned_size;
     backend.copy(cache.data(), copy.cache.data(), cache_size);

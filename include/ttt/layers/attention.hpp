@@ -91,26 +91,28 @@ class Attention {
     return {{width_, q}, {width_, k}, {width_, k}, {q, width_}, {1, head_dim_}, {1, head_dim_}};
   }
 
-  template <class C, class Tensor, class Leaf, class Scalar>
+  template <class C, class Tensor, class Leaf, class Scalar, class CacheScalar>
   Tensor forward(C& c, const Parameters<Leaf>& p, Tensor x, Saved<Tensor>& saved,
-                 const Positions<Scalar>& at, const ops::KeyValues<Scalar>& cache) const {
+                 const Positions<Scalar>& at,
+                 const ops::KeyValues<Scalar, CacheScalar>& cache) const {
     saved.x = x;
     saved.q = ops::linear(c, x, p.wq);
     saved.k = ops::linear(c, x, p.wk);
     saved.v = ops::linear(c, x, p.wv);
-    saved.rotated_q =
-        ops::head_norm_rope(c, saved.q, norm<Scalar>(p.q_norm), at.angles, Rope::layout);
-    saved.rotated_k =
-        ops::head_norm_rope(c, saved.k, norm<Scalar>(p.k_norm), at.angles, Rope::layout);
+    const auto rotated =
+        ops::rotate(c, saved.q, saved.k, saved.v, norm<Scalar>(p.q_norm), norm<Scalar>(p.k_norm),
+                    at.angles, Rope::layout, cache, at.first);
+    saved.rotated_q = rotated.q;
+    saved.rotated_k = rotated.k;
     saved.attended =
         ops::attention(c, saved.rotated_q.y, saved.rotated_k.y, saved.v, cache, shape(at.first));
     return ops::linear(c, saved.attended.o, p.wo);
   }
 
-  template <class C, class Tensor, class Leaf, class Gradient, class Scalar>
+  template <class C, class Tensor, class Leaf, class Gradient, class Scalar, class CacheScalar>
   void backward(C& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dy, Tensor dx,
                 const Parameters<Gradient>& d, const Positions<Scalar>& at,
-                const ops::KeyValues<Scalar>& cache) const {
+                const ops::KeyValues<Scalar, CacheScalar>& cache) const {
     const Tensor dout = c.adjoint(saved.attended.o);
     ops::linear_backward(c, saved.attended.o, p.wo, dy, d.wo, dout);
     const auto inner = ops::attention_backward(c, saved.rotated_q.y, saved.rotated_k.y, saved.v,

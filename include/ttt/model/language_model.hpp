@@ -34,7 +34,7 @@ struct SeparateHead {
 };
 
 /// Caches of one block for every block of a model, in one stretch of memory.
-template <class Scalar>
+template <class Scalar, class CacheScalar = Scalar>
 struct CacheShape {
   Index blocks = 0;
   Index heads = 0;
@@ -42,12 +42,21 @@ struct CacheShape {
   Index head_dim = 0;
 
   Index size() const { return 2 * blocks * heads * slots * head_dim; }
-  ops::KeyValues<Scalar> at(Scalar* data, Index block) const {
+  ops::KeyValues<Scalar, CacheScalar> at(CacheScalar* data, Index block) const {
     const Index half = heads * slots * head_dim;
-    Scalar* const first = data + 2 * block * half;
+    CacheScalar* const first = data + 2 * block * half;
     return {{first, heads, slots, head_dim}, {first + half, heads, slots, head_dim}};
   }
 };
+
+namespace detail {
+/// How many scalars are as many bytes as `count` of another type, rounded up.
+template <class Scalar, class Other>
+constexpr Index scalars_of(Index count) {
+  constexpr Index scalar = sizeof(Scalar), other = sizeof(Other);
+  return (count * other + scalar - 1) / scalar;
+}
+}  // namespace detail
 
 /// A decoder-only transformer: `Prefix`, whose MLPs never learn at test time, then `Suffix`, whose
 /// MLPs may (arXiv 2512.23675, section 2). A plain transformer has a prefix only.
@@ -256,10 +265,10 @@ class LanguageModel {
   /// Block i of the lower half, (tokens, width) to the same; over h unless `keep`. Keys and values
   /// go into the cache at the positions. With `keep`, `saved` is good for lower_backward. `pass` is
   /// for an InPlaceMLP.
-  template <class C, class Tensor, class Leaf, class Scalar>
+  template <class C, class Tensor, class Leaf, class Scalar, class CacheScalar>
   Tensor lower_forward(C& c, const Parameters<Leaf>& p, Index i, Tensor h, bool keep,
                        LowerSaved<Tensor>& saved, const Positions<Scalar>& at,
-                       const ops::KeyValues<Scalar>& cache,
+                       const ops::KeyValues<Scalar, CacheScalar>& cache,
                        const InPlacePass<Scalar>& pass = {}) const {
     if (i == config_.prefix_blocks) {
       return attend(c, suffix_.front(), p.suffix.front(), h, keep, saved.first, at, cache);
@@ -274,10 +283,10 @@ class LanguageModel {
   }
 
   /// From the gradient of block i's result to that of its input.
-  template <class C, class Tensor, class Leaf, class Gradient, class Scalar>
+  template <class C, class Tensor, class Leaf, class Gradient, class Scalar, class CacheScalar>
   Tensor lower_backward(C& c, const Parameters<Leaf>& p, Index i, const LowerSaved<Tensor>& saved,
                         Tensor dh, const Parameters<Gradient>& d, const Positions<Scalar>& at,
-                        const ops::KeyValues<Scalar>& cache,
+                        const ops::KeyValues<Scalar, CacheScalar>& cache,
                         const InPlacePass<Scalar>& pass = {}) const {
     if (i == config_.prefix_blocks) {
       return suffix_.front().attention().backward(c, p.suffix.front().attention,
@@ -369,10 +378,11 @@ class LanguageModel {
   }
 
   /// A block's first half and its second; without `keep` their scratch is given back at once.
-  template <class C, class Block, class Params, class Tensor, class SavedBlock, class Scalar>
+  template <class C, class Block, class Params, class Tensor, class SavedBlock, class Scalar,
+            class CacheScalar>
   static Tensor attend(C& c, const Block& block, const Params& p, Tensor h, bool keep,
                        SavedBlock& saved, const Positions<Scalar>& at,
-                       const ops::KeyValues<Scalar>& cache) {
+                       const ops::KeyValues<Scalar, CacheScalar>& cache) {
     const Index mark = c.workspace.used();
     h = block.attention().forward(c, p.attention, h, keep, saved.attention, at, cache);
     if (!keep) c.workspace.release(mark);

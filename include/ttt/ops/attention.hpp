@@ -3,20 +3,23 @@
 /// Causal softmax attention over a window of cached keys and values.
 #pragma once
 
-#include <ttt/ops/context.hpp>
+#include <ttt/ops/rms_norm.hpp>
 
 namespace ttt::inline TTT_ABI {
 namespace ops {
 
 /// Keys and values of one block: rotated keys, as attention uses them. In training also the outer
 /// loss's gradient with respect to each of them, one row a position from the document's first.
-template <class T>
+template <class Scalar, class CacheScalar = Scalar>
 struct KeyValues {
-  Cache<T> keys;
-  Cache<T> values;
-  View<T> dkeys = {};    // (positions, key_heads * head_dim)
-  View<T> dvalues = {};  // (positions, key_heads * head_dim)
+  Cache<CacheScalar> keys;
+  Cache<CacheScalar> values;
+  View<Scalar> dkeys = {};    // (positions, key_heads * head_dim)
+  View<Scalar> dvalues = {};  // (positions, key_heads * head_dim)
 };
+
+template <class B>
+using KeyValuesOf = KeyValues<typename B::Scalar, typename B::CacheScalar>;
 
 template <class Tensor>
 struct Attended {
@@ -24,16 +27,62 @@ struct Attended {
   Tensor lse;  // (heads, tokens): log of each row's sum of exponentials
 };
 
-/// Puts this block's keys and values into the cache, then attends to everything in the window.
-/// 4 · head_dim operations a query, head and visible key.
+template <class Tensor>
+struct Rotated {
+  Normed<Tensor> q, k;
+};
+
+/// Queries and keys with every head normed and turned by its position's angles; keys and values go
+/// into the cache. What becomes of rotated keys outside it is the backend's affair: nobody reads
+/// them there. A backend may have all this in one primitive, rotate_and_store.
+template <class B>
+Rotated<View<typename B::Scalar>> rotate(Context<B>& c, View<const typename B::Scalar> q,
+                                         View<const typename B::Scalar> k,
+                                         View<const typename B::Scalar> v,
+                                         Norm<typename B::Scalar> q_norm,
+                                         Norm<typename B::Scalar> k_norm,
+                                         View<const typename B::Scalar> angles, RopeLayout layout,
+                                         const KeyValuesOf<B>& cache, Index position) {
+  const auto make = [&](View<const typename B::Scalar> x) {
+    return Normed<View<typename B::Scalar>>{c.make(x.rows, x.cols),
+                                            c.make(x.rows, x.cols / angles.cols)};
+  };
+  const auto rq = make(q), rk = make(k);
+  const Rotated<View<typename B::Scalar>> out{rq, rk};
+  if constexpr (requires {
+                  c.backend.rotate_and_store(q, k, v, q_norm, k_norm, angles, layout, rq.y,
+                                             rq.inverse, rk.inverse, cache.keys, cache.values,
+                                             position);
+                }) {
+    if (c.backend.rotate_and_store(q, k, v, q_norm, k_norm, angles, layout, rq.y, rq.inverse,
+                                   rk.inverse, cache.keys, cache.values, position)) {
+      return out;
+    }
+  }
+  c.backend.head_norm_rope(q, q_norm, angles, layout, rq.y, rq.inverse);
+  c.backend.head_norm_rope(k, k_norm, angles, layout, rk.y, rk.inverse);
+  c.backend.store(rk.y, cache.keys, position);
+  c.backend.store(v, cache.values, position);
+  return out;
+}
+/// The cache holds the values of keys and values.
+template <class B>
+Rotated<DualView<typename B::Scalar>> rotate(
+    TangentContext<B>& c, const DualView<typename B::Scalar>& q,
+    const DualView<typename B::Scalar>& k, const DualView<typename B::Scalar>&,
+    Norm<typename B::Scalar> q_norm, Norm<typename B::Scalar> k_norm,
+    View<const typename B::Scalar> angles, RopeLayout layout, const KeyValuesOf<B>&, Index) {
+  const auto rq = head_norm_rope(c, q, q_norm, angles, layout);
+  return {rq, head_norm_rope(c, k, k_norm, angles, layout)};
+}
+
+/// Attends to everything in the window, this block's own keys and values included, which are in the
+/// cache. 4 · head_dim operations a query, head and visible key.
 template <class B>
 Attended<View<typename B::Scalar>> attention(Context<B>& c, View<const typename B::Scalar> q,
-                                             View<const typename B::Scalar> k,
-                                             View<const typename B::Scalar> v,
-                                             const KeyValues<typename B::Scalar>& cache,
-                                             AttentionShape shape) {
-  c.backend.store(k, cache.keys, shape.position);
-  c.backend.store(v, cache.values, shape.position);
+                                             View<const typename B::Scalar>,
+                                             View<const typename B::Scalar>,
+                                             const KeyValuesOf<B>& cache, AttentionShape shape) {
   const Attended<View<typename B::Scalar>> out{c.make(q.rows, q.cols), c.make(shape.heads, q.rows)};
   c.backend.attention(q, cache.keys, cache.values, shape, out.o, out.lse);
   return out;
@@ -45,7 +94,7 @@ Attended<DualView<typename B::Scalar>> attention(TangentContext<B>& c,
                                                  const DualView<typename B::Scalar>& q,
                                                  const DualView<typename B::Scalar>& k,
                                                  const DualView<typename B::Scalar>& v,
-                                                 const KeyValues<typename B::Scalar>& cache,
+                                                 const KeyValuesOf<B>& cache,
                                                  AttentionShape shape) {
   TTT_ASSERT(q.moves() == k.moves() && q.moves() == v.moves());
   const Attended<DualView<typename B::Scalar>> out{c.make(q.rows, q.cols, q.moves()),
@@ -67,9 +116,8 @@ struct AttentionGradient {
 template <class B>
 AttentionGradient<View<typename B::Scalar>> attention_backward(
     Context<B>& c, View<const typename B::Scalar> q, View<const typename B::Scalar> k,
-    View<const typename B::Scalar> v, const KeyValues<typename B::Scalar>& cache,
-    AttentionShape shape, const Attended<View<typename B::Scalar>>& out,
-    View<const typename B::Scalar> dout) {
+    View<const typename B::Scalar> v, const KeyValuesOf<B>& cache, AttentionShape shape,
+    const Attended<View<typename B::Scalar>>& out, View<const typename B::Scalar> dout) {
   const AttentionGradient<View<typename B::Scalar>> d{
       c.make(q.rows, q.cols), c.make(k.rows, k.cols), c.make(v.rows, v.cols)};
   c.backend.fill(typename B::Scalar(0), d.k.data, d.k.shape().size());
@@ -85,7 +133,7 @@ template <class B>
 AttentionGradient<DualView<typename B::Scalar>> attention_backward(
     TangentContext<B>& c, const DualView<typename B::Scalar>& q,
     const DualView<typename B::Scalar>& k, const DualView<typename B::Scalar>& v,
-    const KeyValues<typename B::Scalar>& cache, AttentionShape shape,
+    const KeyValuesOf<B>& cache, AttentionShape shape,
     const Attended<DualView<typename B::Scalar>>& out, const DualView<typename B::Scalar>& dout) {
   AttentionGradient<DualView<typename B::Scalar>> d{
       c.make(q.rows, q.cols, true), c.make(k.rows, k.cols, false), c.make(v.rows, v.cols, false)};

@@ -17,6 +17,7 @@ namespace detail {
 template <class Model, class B>
 class LowerPass {
   using Scalar = typename B::Scalar;
+  using CacheScalar = typename B::CacheScalar;
   using Tensor = View<Scalar>;
 
  public:
@@ -28,7 +29,7 @@ class LowerPass {
   LowerPass(const Model& model, const B& backend, Index length, bool recompute,
             const ops::InPlaceRule& rule = {})
       : caches_(cache_shape(model, length, recompute)),
-        cache_(backend.template allocate<Scalar>(caches_.size())),
+        cache_(backend.template allocate<CacheScalar>(caches_.size())),
         workspace_(backend, scratch(model, backend, length, recompute, rule)),
         sweep_(model, {backend, workspace_, Write::Add}, caches_, cache_.data(), recompute),
         length_(length) {}
@@ -36,7 +37,8 @@ class LowerPass {
   /// Scalars that a pass takes.
   static Index size(const Model& model, const B& backend, Index length, bool recompute,
                     const ops::InPlaceRule& rule = {}) {
-    return cache_shape(model, length, recompute).size() +
+    const Index cached = cache_shape(model, length, recompute).size();
+    return scalars_of<Scalar, CacheScalar>(cached) +
            scratch(model, backend, length, recompute, rule);
   }
 
@@ -58,8 +60,8 @@ class LowerPass {
   struct Sweep {
     const Model& model;
     Context<B2> c;
-    CacheShape<Scalar> caches;
-    Scalar* cache;
+    CacheShape<Scalar, CacheScalar> caches;
+    CacheScalar* cache;
     bool recompute;
     typename Model::template LowerSaved<Tensor> saved;
     std::vector<Tensor> inputs;
@@ -67,8 +69,8 @@ class LowerPass {
     InPlacePass<Scalar> pass;
     Tensor dh;
 
-    Sweep(const Model& model_, Context<B2> c_, const CacheShape<Scalar>& caches_, Scalar* cache_,
-          bool recompute_)
+    Sweep(const Model& model_, Context<B2> c_, const CacheShape<Scalar, CacheScalar>& caches_,
+          CacheScalar* cache_, bool recompute_)
         : model(model_),
           c(c_),
           caches(caches_),
@@ -77,7 +79,9 @@ class LowerPass {
           saved(model.template lower_saved<Tensor>()),
           inputs(static_cast<std::size_t>(model.lower_blocks())) {}
 
-    ops::KeyValues<Scalar> memory(Index i) const { return caches.at(cache, recompute ? 0 : i); }
+    ops::KeyValues<Scalar, CacheScalar> memory(Index i) const {
+      return caches.at(cache, recompute ? 0 : i);
+    }
 
     Tensor forward(const Tree& p, const Token* tokens, Index rows, const ops::InPlaceRule& rule) {
       c.workspace.release(0);
@@ -121,7 +125,8 @@ class LowerPass {
     }
   };
 
-  static CacheShape<Scalar> cache_shape(const Model& model, Index length, bool recompute) {
+  static CacheShape<Scalar, CacheScalar> cache_shape(const Model& model, Index length,
+                                                     bool recompute) {
     const Config& config = model.config();
     const Index blocks =
         recompute ? std::min<Index>(1, model.lower_blocks()) : model.lower_blocks();
@@ -132,8 +137,8 @@ class LowerPass {
                        const ops::InPlaceRule& rule) {
     const DryRun<B> dry(backend);
     Workspace<DryRun<B>> workspace(dry, most_elements);
-    const CacheShape<Scalar> caches = cache_shape(model, length, recompute);
-    auto cache = dry.template allocate<Scalar>(caches.size());
+    const CacheShape<Scalar, CacheScalar> caches = cache_shape(model, length, recompute);
+    auto cache = dry.template allocate<CacheScalar>(caches.size());
     Sweep<DryRun<B>> sweep(model, {dry, workspace, Write::Add}, caches, cache.data(), recompute);
     const Tree tree = model.template shaped_tree<Weight<Scalar>>();
     const Gradients none = model.template tree<Tensor>();
@@ -142,8 +147,8 @@ class LowerPass {
     return workspace.peak();
   }
 
-  CacheShape<Scalar> caches_;
-  typename B::template Buffer<Scalar> cache_;
+  CacheShape<Scalar, CacheScalar> caches_;
+  typename B::template Buffer<CacheScalar> cache_;
   Workspace<B> workspace_;
   Sweep<B> sweep_;
   Index length_;

@@ -49,7 +49,8 @@ class MetaGradient {
   using Tree = typename Model::template Parameters<Weight<Scalar>>;
 
   /// For sequences of `length` predictions, which must be a whole number of the learner's chunks.
-  /// Takes all memory; throws Error when there is too little, or a size does not fit.
+  /// Takes all memory but a gradient for each sequence at a time, which the first batch of several
+  /// takes; throws Error when there is too little, or a size does not fit.
   MetaGradient(const Model& model, const B& backend, LearnerType learner, Index length,
                MetaOptions options = {})
       : model_(model),
@@ -109,10 +110,10 @@ class MetaGradient {
         Worker& worker = *workers_[static_cast<std::size_t>(i)];
         const auto n = static_cast<std::size_t>(first + i);
         try {
-          backend_.fill(Scalar(0), worker.gradient.data(), size_);
+          Scalar* const own = batch == 1 ? gradient : worker.cleared(*this);
           result.sequences[n] = worker.pass.run(
               learner, parameters, tokens.subspan(n * (length + 1), length + 1),
-              counts.empty() ? counts : counts.subspan(n * length, length), share, worker.tree);
+              counts.empty() ? counts : counts.subspan(n * length, length), share, places_in(own));
         } catch (...) {
           worker.failure = std::current_exception();
         }
@@ -125,7 +126,7 @@ class MetaGradient {
       for (Index i = 0; i < count; ++i) {
         Worker& worker = *workers_[static_cast<std::size_t>(i)];
         if (worker.failure) std::rethrow_exception(std::exchange(worker.failure, nullptr));
-        backend_.axpby(1.0, worker.gradient.data(), 1.0, gradient, size_);
+        if (batch > 1) backend_.axpby(1.0, worker.gradient.data(), 1.0, gradient, size_);
       }
     }
     for (const SequenceLoss& sequence : result.sequences) result.loss += sequence.loss * share;
@@ -136,21 +137,33 @@ class MetaGradient {
   /// Memory to compute one sequence in.
   struct Worker {
     explicit Worker(const MetaGradient& owner)
-        : gradient(owner.backend_.template allocate<Scalar>(owner.size_)),
-          tree(flat_tree<View<Scalar>>(owner.model_, gradient.data())),
-          pass(owner.model_, owner.backend_, owner.plan_, owner.options_) {
-      if (owner.options_.trains == nullptr) return;
-      Model::each(
-          [&](const ParameterName& name, View<Scalar>& leaf) {
-            if (!owner.options_.trains(name)) leaf = {};
-          },
-          tree);
+        : pass(owner.model_, owner.backend_, owner.plan_, owner.options_) {}
+
+    /// A gradient of its own, set to zero: of one sequence of several.
+    Scalar* cleared(const MetaGradient& owner) {
+      if (!has_gradient) gradient = owner.backend_.template allocate<Scalar>(owner.size_);
+      has_gradient = true;
+      owner.backend_.fill(Scalar(0), gradient.data(), owner.size_);
+      return gradient.data();
     }
+
     typename B::template Buffer<Scalar> gradient;
-    typename Model::template Parameters<View<Scalar>> tree;
+    bool has_gradient = false;
     Pass pass;
     std::exception_ptr failure;
   };
+
+  /// Where gradients go in a flat one; nowhere for what does not train.
+  auto places_in(Scalar* flat) const {
+    auto tree = flat_tree<View<Scalar>>(model_, flat);
+    if (options_.trains == nullptr) return tree;
+    Model::each(
+        [&](const ParameterName& name, View<Scalar>& leaf) {
+          if (!options_.trains(name)) leaf = {};
+        },
+        tree);
+    return tree;
+  }
 
   /// A square head of its own that a file holds as [out, in]: nobody could tell how its gradient is
   /// to lie.

@@ -39,7 +39,8 @@ namespace detail {
 template <class Model, class B, class LearnerType, class Order>
 class SequencePass {
   using Scalar = typename B::Scalar;
-  using Caches = CacheShape<Scalar>;
+  using CacheScalar = typename B::CacheScalar;
+  using Caches = CacheShape<Scalar, CacheScalar>;
   using Record = UpperRecord<Model, Scalar>;
   using States = InnerStates<Model, B, LearnerType>;
   using Tree = typename Model::template Parameters<Weight<Scalar>>;
@@ -92,14 +93,15 @@ class SequencePass {
     /// Scalars of all that a pass takes.
     Index size() const {
       const Index kept_states = segments() + segment + 1;
-      return lower + 2 * caches.size() + length * 2 + segment * (record + learned) +
-             kept_states * state() + state() + learned + scratch;
+      return lower + scalars_of<Scalar, CacheScalar>(caches.size()) + caches.size() + length * 2 +
+             segment * (record + learned) + kept_states * state() + state() + learned + scratch;
     }
 
    private:
     void measure(const Model& model, const B& backend, const LearnerType& learner) {
       const DryRun<B> dry(backend);
       auto memory = dry.template allocate<Scalar>(0);
+      auto cache = dry.template allocate<CacheScalar>(0);
       Workspace<DryRun<B>> workspace(dry, most_elements);
       const Tree tree = model.template shaped_tree<Weight<Scalar>>();
       const Gradients none = model.template tree<View<Scalar>>();
@@ -113,7 +115,9 @@ class SequencePass {
           tree, moving);
       const UpperInput<Scalar> in{View<const Scalar>(memory.data(), chunk, model.config().width), 0,
                                   nullptr, nullptr};
-      const auto cached = [&](Index i) { return memory_of(model, caches, memory.data(), i); };
+      const auto cached = [&](Index i) {
+        return memory_of(model, caches, cache.data(), memory.data(), i);
+      };
       Record out(model);
       const auto* gradients = learned > 0 ? &none : nullptr;
       const Context<DryRun<B>> c{dry, workspace};
@@ -135,7 +139,8 @@ class SequencePass {
         backend_(backend),
         plan_(plan),
         lower_(model, backend, plan.length, options.recompute, plan.rule),
-        cache_(backend.template allocate<Scalar>(2 * plan.caches.size())),
+        cache_(backend.template allocate<CacheScalar>(plan.caches.size())),
+        cache_gradient_(backend.template allocate<Scalar>(plan.caches.size())),
         tokens_(backend.template allocate<Token>(plan.length + 1)),
         loss_weights_(backend.template allocate<Scalar>(plan.length)),
         nll_(backend.template allocate<Scalar>(plan.length)),
@@ -172,7 +177,7 @@ class SequencePass {
     for (const double loss : result_.chunk_loss) result_.loss += loss;
     result_.loss /= static_cast<double>(plan_.chunks);
 
-    backend_.fill(Scalar(0), gradient_cache(), plan_.caches.size());
+    backend_.fill(Scalar(0), cache_gradient_.data(), plan_.caches.size());
     states_.begin_backward(d);
     for (Index s = segments - 1; s >= 0; --s) {
       if (s < segments - 1) {
@@ -195,19 +200,21 @@ class SequencePass {
     Step step;
   };
 
-  static ops::KeyValues<Scalar> memory_of(const Model& model, const Caches& caches, Scalar* data,
-                                          Index block) {
+  static ops::KeyValues<Scalar, CacheScalar> memory_of(const Model& model, const Caches& caches,
+                                                       CacheScalar* data, Scalar* gradients,
+                                                       Index block) {
     const Index i = block - model.config().prefix_blocks - 1;
     auto memory = caches.at(data, i);
     const Index width = caches.heads * caches.head_dim, size = caches.slots * width;
-    Scalar* const gradients = data + caches.size() + 2 * i * size;
-    memory.dkeys = {gradients, caches.slots, width};
-    memory.dvalues = {gradients + size, caches.slots, width};
+    Scalar* const first = gradients + 2 * i * size;
+    memory.dkeys = {first, caches.slots, width};
+    memory.dvalues = {first + size, caches.slots, width};
     return memory;
   }
-  Scalar* gradient_cache() { return cache_.data() + plan_.caches.size(); }
   auto caches() {
-    return [this](Index i) { return memory_of(model_, plan_.caches, cache_.data(), i); };
+    return [this](Index i) {
+      return memory_of(model_, plan_.caches, cache_.data(), cache_gradient_.data(), i);
+    };
   }
   Index end_of(Index segment) const {
     return std::min(plan_.chunks, (segment + 1) * plan_.segment);
@@ -311,7 +318,8 @@ class SequencePass {
   const B& backend_;
   Plan plan_;
   LowerPass<Model, B> lower_;
-  typename B::template Buffer<Scalar> cache_;  // keys and values, then their gradients
+  typename B::template Buffer<CacheScalar> cache_;
+  typename B::template Buffer<Scalar> cache_gradient_;
   typename B::template Buffer<Token> tokens_;
   typename B::template Buffer<Scalar> loss_weights_;
   typename B::template Buffer<Scalar> nll_;

@@ -13,6 +13,7 @@
 #include <ttt/backend/concepts.hpp>
 #include <ttt/backend/cuda/device.hpp>
 #include <ttt/backend/cuda/launch.hpp>
+#include <ttt/backend/cuda/tensor_cores.hpp>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda {
@@ -21,7 +22,7 @@ namespace cuda {
 /// scalar.
 enum class Products : std::uint8_t {
   Exact,     // in the scalar: the results of the other backends, to rounding
-  Bfloat16,  // operands rounded to bfloat16, sums in float, on tensor cores: fast
+  Bfloat16,  // operands, keys and values rounded to bfloat16, sums in float, on tensor cores: fast
 };
 
 /// Computes on a GPU in float or double.
@@ -36,25 +37,39 @@ class Backend {
   using Launch = detail::Launch<S>;
   using In = View<const S>;
   using Out = View<S>;
-  using CacheIn = Cache<const S>;
+  static constexpr bool fast = products == Products::Bfloat16;
 
  public:
   using Scalar = S;
+  using CacheScalar = std::conditional_t<fast, bfloat16, S>;
+
+ private:
+  using CacheIn = Cache<const CacheScalar>;
+  using Keys = detail::KeysAndValues<S, CacheScalar>;
+
+ public:
   static constexpr Index most_head_dim = detail::most_head_dim;
 
   /// The GPU of that number, with a stream of its own. Throws cuda::Error when there is none, or
   /// when the program was built for other architectures.
-  explicit Backend(int device = 0) : device_(std::make_shared<const detail::Device>(device)) {}
+  explicit Backend(int device = 0)
+      : Backend(std::make_shared<const detail::Device>(device), true) {}
 
   /// A stream of the caller's on that GPU, which must outlive the backend and its memory; null is
   /// CUDA's default stream.
   Backend(int device, cudaStream_t stream)
-      : device_(std::make_shared<const detail::Device>(device, stream)) {}
+      : Backend(std::make_shared<const detail::Device>(device, stream), false) {}
 
-  cudaStream_t stream() const { return device_->stream(); }
+  cudaStream_t stream() const {
+    if constexpr (fast) tensor_cores_->never_remember();
+    return device_->stream();
+  }
 
   /// Waits until everything put on the stream is done. Throws cuda::Error when something failed.
   void synchronize() const { device_->synchronize(); }
+
+  /// The most bytes that this backend and its copies have held at a time.
+  Index peak_bytes() const { return device_->peak_bytes(); }
 
   /// The host puts one operation after the other on the stream.
   static constexpr int threads() { return 1; }
@@ -79,14 +94,14 @@ class Backend {
   template <class T>
   void to_device(const T* host, T* to, Index size) const {
     move(host, to, size, cudaMemcpyHostToDevice);
-    detail::check(cudaStreamSynchronize(stream()), "a kernel failed");
+    detail::check(cudaStreamSynchronize(next()), "a kernel failed");
   }
   /// Copies `size` elements to the host, and waits for them. Throws cuda::Error when something on
   /// the stream failed.
   template <class T>
   void to_host(const T* from, T* host, Index size) const {
     if (size == 0) return;
-    detail::check(cudaMemcpyAsync(host, from, bytes<T>(size), cudaMemcpyDeviceToHost, stream()),
+    detail::check(cudaMemcpyAsync(host, from, bytes<T>(size), cudaMemcpyDeviceToHost, next()),
                   "a copy to the host");
     synchronize();
   }
@@ -94,134 +109,193 @@ class Backend {
   void copy(const T* from, T* to, Index size) const {
     move(from, to, size, cudaMemcpyDeviceToDevice);
   }
-  void widen(Weight<S> w, Out out) const { Launch::widen(stream(), w, out); }
-  void fill(S value, S* to, Index size) const { Launch::fill(stream(), value, to, size); }
+  void widen(Weight<S> w, Out out) const { Launch::widen(next(), w, out); }
+  void fill(S value, S* to, Index size) const { Launch::fill(next(), value, to, size); }
+  void fill(bfloat16 value, bfloat16* to, Index size) const requires(fast) {
+    Launch::fill(next(), value, to, size);
+  }
 
   // ---- products ---------------------------------------------------------------------------------
 
-  void matmul(In x, Weight<S> w, Out y, Write write) const { product(x, false, w, y, write); }
-  void matmul_gradient(In x, In dy, Out dw, Write write) const { product(x, true, dy, dw, write); }
+  void matmul(In x, Weight<S> w, Out y, Write write) const { product(x, w, y, write); }
+  void matmul_gradient(In x, In dy, Out dw, Write write) const {
+    product(Weight<S>(x).transpose(), dy, dw, write);
+  }
 
   // ---- rows -------------------------------------------------------------------------------------
 
   void embed(Weight<S> table, const Token* tokens, Out out) const {
-    Launch::embed(stream(), table, tokens, out);
+    Launch::embed(next(), table, tokens, out);
   }
   void embed_backward(const Token* tokens, In dout, Out dtable) const {
-    Launch::embed_backward(stream(), tokens, dout, dtable);
+    Launch::embed_backward(next(), tokens, dout, dtable);
   }
   void rms_norm(In x, Norm<S> norm, Out y, Out inverse) const {
-    Launch::rms_norm(stream(), false, {x, {}}, norm, {}, y, inverse);
+    const auto start = [&](Narrow rounded) {
+      Launch::rms_norm(device_->stream(), false, {x, {}}, norm, {}, y, inverse, rounded);
+    };
+    rounding(start, y);
   }
   void rms_norm_backward(In x, Norm<S> norm, In inverse, In dy, Out dx, Write write,
                          Out dscale) const {
-    Launch::rms_norm_backward(stream(), false, {x, {}}, norm, {inverse, {}}, {dy, {}}, dx, write,
-                              dscale);
+    with_column_scratch(dscale, x.rows, [&](void* scratch) {
+      const auto start = [&](Narrow rounded) {
+        Launch::rms_norm_backward(device_->stream(), false, {x, {}}, norm, {inverse, {}}, {dy, {}},
+                                  dx, write, dscale, scratch, rounded);
+      };
+      rounding(start, write == Write::Add ? Out() : dx);
+    });
   }
   void rms_norm_tangent(In x, In tx, Norm<S> norm, In, In th, Out ty, Out tinverse) const {
-    Launch::rms_norm(stream(), true, {x, tx}, norm, {{}, th}, ty, tinverse);
+    Launch::rms_norm(next(), true, {x, tx}, norm, {{}, th}, ty, tinverse);
   }
   void rms_norm_backward_tangent(In x, In tx, Norm<S> norm, In inverse, In tinverse, In dy, In tdy,
                                  Out tdx, Write write, Out tdscale) const {
-    Launch::rms_norm_backward(stream(), true, {x, tx}, norm, {inverse, tinverse}, {dy, tdy}, tdx,
-                              write, tdscale);
+    with_column_scratch(tdscale, x.rows, [&](void* scratch) {
+      Launch::rms_norm_backward(next(), true, {x, tx}, norm, {inverse, tinverse}, {dy, tdy}, tdx,
+                                write, tdscale, scratch);
+    });
   }
-  void add(In a, In b, Out out) const { Launch::add(stream(), a, b, out); }
+  void add(In a, In b, Out out) const { Launch::add(next(), a, b, out); }
   void add_rms_norm(In h, In x, Norm<S> norm, Out out, Out inverse) const {
-    Launch::rms_norm(stream(), false, {x, {}}, norm, {h, {}}, out, inverse);
+    Launch::rms_norm(next(), false, {x, {}}, norm, {h, {}}, out, inverse);
   }
   void rope_angles(Index position, const double* frequencies, Out out) const {
     detail::Frequencies all = {};
     std::copy_n(frequencies, out.cols / 2, all.of);
-    Launch::rope_angles(stream(), position, all, out);
+    Launch::rope_angles(next(), position, all, out);
   }
   void head_norm_rope(In x, Norm<S> norm, In angles, RopeLayout layout, Out y, Out inverse) const {
-    Launch::head_norm_rope(stream(), false, {x, {}}, norm, angles, layout, y, inverse);
+    Launch::head_norm_rope(next(), false, {x, {}}, norm, angles, layout, y, inverse);
   }
   void head_norm_rope_backward(In x, Norm<S> norm, In inverse, In angles, RopeLayout layout, In dy,
                                Out dx, Out dscale) const {
-    Launch::head_norm_rope_backward(stream(), false, {x, {}}, norm, {inverse, {}}, angles, layout,
-                                    {dy, {}}, dx, dscale);
+    with_column_scratch(dscale, x.rows * (x.cols / angles.cols), [&](void* scratch) {
+      Launch::head_norm_rope_backward(next(), false, {x, {}}, norm, {inverse, {}}, angles, layout,
+                                      {dy, {}}, dx, dscale, scratch);
+    });
   }
   void head_norm_rope_tangent(In x, In tx, Norm<S> norm, In, In angles, RopeLayout layout, Out ty,
                               Out tinverse) const {
-    Launch::head_norm_rope(stream(), true, {x, tx}, norm, angles, layout, ty, tinverse);
+    Launch::head_norm_rope(next(), true, {x, tx}, norm, angles, layout, ty, tinverse);
   }
   void head_norm_rope_backward_tangent(In x, In tx, Norm<S> norm, In inverse, In tinverse,
                                        In angles, RopeLayout layout, In dy, In tdy, Out tdx,
                                        Out tdscale) const {
-    Launch::head_norm_rope_backward(stream(), true, {x, tx}, norm, {inverse, tinverse}, angles,
-                                    layout, {dy, tdy}, tdx, tdscale);
+    with_column_scratch(tdscale, x.rows * (x.cols / angles.cols), [&](void* scratch) {
+      Launch::head_norm_rope_backward(next(), true, {x, tx}, norm, {inverse, tinverse}, angles,
+                                      layout, {dy, tdy}, tdx, tdscale, scratch);
+    });
   }
   void swiglu(In gate, In up, Out out) const {
-    Launch::swiglu(stream(), false, {gate, {}}, {up, {}}, out);
+    const auto start = [&](Narrow rounded) {
+      Launch::swiglu(device_->stream(), false, {gate, {}}, {up, {}}, out, rounded);
+    };
+    rounding(start, out);
   }
   void swiglu_backward(In gate, In up, In dout, Out dgate, Out dup) const {
-    Launch::swiglu_backward(stream(), false, {gate, {}}, {up, {}}, {dout, {}}, dgate, dup);
+    const auto start = [&](Narrow rounded_gate, Narrow rounded_up) {
+      Launch::swiglu_backward(device_->stream(), false, {gate, {}}, {up, {}}, {dout, {}}, dgate,
+                              dup, rounded_gate, rounded_up);
+    };
+    rounding(start, dgate, dup);
   }
   void swiglu_tangent(In gate, In tgate, In up, In tup, Out tout) const {
-    Launch::swiglu(stream(), true, {gate, tgate}, {up, tup}, tout);
+    Launch::swiglu(next(), true, {gate, tgate}, {up, tup}, tout);
   }
   void swiglu_backward_tangent(In gate, In tgate, In up, In tup, In dout, In tdout, Out tdgate,
                                Out tdup) const {
-    Launch::swiglu_backward(stream(), true, {gate, tgate}, {up, tup}, {dout, tdout}, tdgate, tdup);
+    Launch::swiglu_backward(next(), true, {gate, tgate}, {up, tup}, {dout, tdout}, tdgate, tdup);
   }
 
   void chunk_conv(In x, Weight<S> taps, Index chunk, Out y) const {
-    Launch::chunk_conv(stream(), x, taps, chunk, y);
+    Launch::chunk_conv(next(), x, taps, chunk, y);
   }
   void chunk_conv_backward(In x, Weight<S> taps, Index chunk, In dy, Out dx, Write write,
                            Out dtaps) const {
-    Launch::chunk_conv_backward(stream(), x, taps, chunk, dy, dx, write, dtaps);
+    Launch::chunk_conv_backward(next(), x, taps, chunk, dy, dx, write, dtaps);
   }
 
   // ---- attention --------------------------------------------------------------------------------
 
-  void store(In rows, Cache<S> cache, Index position) const {
-    Launch::store(stream(), rows, cache, position);
+  /// head_norm_rope of queries and keys and store of keys and values, at once. False, and nothing
+  /// done, where there is no kernel for it.
+  bool rotate_and_store(In q, In k, In v, Norm<S> q_norm, Norm<S> k_norm, In angles,
+                        RopeLayout layout, Out y, Out q_inverse, Out k_inverse,
+                        Cache<CacheScalar> keys, Cache<CacheScalar> values, Index position) const
+      requires(fast) {
+    return Launch::rotate_and_store(next(), q, k, v, q_norm, k_norm, angles, layout, y, q_inverse,
+                                    k_inverse, keys, values, position);
+  }
+
+  void store(In rows, Cache<CacheScalar> cache, Index position) const {
+    Launch::store(next(), rows, cache, position);
   }
   void attention(In q, CacheIn keys, CacheIn values, AttentionShape shape, Out o, Out lse) const {
-    if constexpr (products == Products::Bfloat16) {
-      if (Launch::attention_bfloat16(stream(), q, keys, values, shape, o, lse)) return;
+    if constexpr (fast) {
+      if (q.rows <= detail::TensorCores::few_rows &&
+          device_->with_scratch(Launch::attention_decode_scratch(shape, q.rows), [&](void* memory) {
+            return Launch::attention_decode(next(), q, keys, values, shape, o, lse, memory);
+          })) {
+        return;
+      }
+      if (Launch::attention_bfloat16(next(), q, keys, values, shape, o, lse)) return;
     }
-    Launch::attention(stream(), false, {q, {}}, {keys, values, {}, {}}, shape, o, lse);
+    Launch::attention(next(), false, {q, {}}, Keys{keys, values, {}, {}}, shape, o, lse);
   }
   void attention_backward(In q, CacheIn keys, CacheIn values, AttentionShape shape, In o, In lse,
                           In dout, Out dq, Out dkeys, Out dvalues, Index first) const {
-    if constexpr (products == Products::Bfloat16) {
-      if (Launch::attention_backward_bfloat16(stream(), q, keys, values, shape, o, lse, dout, dq,
-                                              dkeys, dvalues, first)) {
-        return;
-      }
+    if constexpr (fast) {
+      const auto start = [&](void* scratch) {
+        return Launch::attention_backward_bfloat16(next(), q, keys, values, shape, o, lse, dout, dq,
+                                                   dkeys, dvalues, first, scratch);
+      };
+      if (device_->with_scratch(Launch::attention_backward_scratch(shape, q.rows), start)) return;
     }
-    Launch::attention_backward(stream(), false, {q, {}}, {keys, values, {}, {}}, shape, {o, {}},
+    Launch::attention_backward(next(), false, {q, {}}, Keys{keys, values, {}, {}}, shape, {o, {}},
                                {lse, {}}, {dout, {}}, dq, dkeys, dvalues, first);
   }
   void attention_tangent(In q, In tq, CacheIn keys, CacheIn values, In tkeys, In tvalues,
-                         AttentionShape shape, In, In, Out to, Out tlse) const {
-    Launch::attention(stream(), true, {q, tq}, {keys, values, tkeys, tvalues}, shape, to, tlse);
+                         AttentionShape shape, In o, In lse, Out to, Out tlse) const {
+    if constexpr (fast) {
+      if (Launch::attention_tangent_bfloat16(next(), {q, tq}, keys, values, tkeys, tvalues, shape,
+                                             o, lse, to, tlse)) {
+        return;
+      }
+    }
+    Launch::attention(next(), true, {q, tq}, Keys{keys, values, tkeys, tvalues}, shape, to, tlse);
   }
   void attention_backward_tangent(In q, In tq, CacheIn keys, CacheIn values, In tkeys, In tvalues,
                                   AttentionShape shape, In o, In to, In lse, In tlse, In dout,
                                   In tdout, Out tdq, Out tdkeys, Out tdvalues, Index first) const {
-    Launch::attention_backward(stream(), true, {q, tq}, {keys, values, tkeys, tvalues}, shape,
+    if constexpr (fast) {
+      const auto start = [&](void* scratch) {
+        return Launch::attention_backward_tangent_bfloat16(
+            next(), {q, tq}, keys, values, tkeys, tvalues, shape, {o, to}, {lse, tlse},
+            {dout, tdout}, tdq, tdkeys, tdvalues, first, scratch);
+      };
+      if (device_->with_scratch(Launch::attention_backward_tangent_scratch(shape, q.rows), start)) {
+        return;
+      }
+    }
+    Launch::attention_backward(next(), true, {q, tq}, Keys{keys, values, tkeys, tvalues}, shape,
                                {o, to}, {lse, tlse}, {dout, tdout}, tdq, tdkeys, tdvalues, first);
   }
 
   // ---- the loss ---------------------------------------------------------------------------------
 
   Index cross_entropy_scratch(Index rows, Index vocabulary) const {
-    return loss_rows(rows, vocabulary) * vocabulary;
+    return Logits::size(loss_rows(rows, vocabulary), vocabulary);
   }
   void cross_entropy(In h, Weight<S> head, const Token* targets, const S* weights, S* nll, Out dh,
                      S* scratch) const {
     for_loss_rows(h.rows, head.cols, [&](Index first, Index rows) {
-      const Out logits(scratch, rows, head.cols);
-      matmul(h.rows_at(first, rows), head, logits, Write::Replace);
-      Launch::softmax_loss(stream(), false, logits, {}, targets + first,
-                           dh.empty() ? nullptr : weights + first, 0, nll + first, !dh.empty());
+      const Logits z(scratch, rows, head.cols);
+      matmul(h.rows_at(first, rows), head, z.value, Write::Replace);
+      softmax_loss(z, {}, targets + first, dh.empty() ? nullptr : weights + first, 0, nll + first,
+                   !dh.empty());
       if (dh.empty()) return;
-      matmul(logits, head.transpose(), dh.rows_at(first, rows), Write::Replace);
+      product(z.gradient(), head.transpose(), dh.rows_at(first, rows), Write::Replace);
     });
   }
   Index cross_entropy_tangent_scratch(Index rows, Index vocabulary) const {
@@ -230,54 +304,128 @@ class Backend {
   void cross_entropy_tangent(In h, In th, Weight<S> head, const Token* targets, const S* weights,
                              double seed, Out tdh, Out tdhead, S* scratch) const {
     for_loss_rows(h.rows, head.cols, [&](Index first, Index rows) {
-      const Out z(scratch, rows, head.cols), tz(scratch + rows * head.cols, rows, head.cols);
+      const Logits z(scratch, rows, head.cols);
+      const Logits tz(scratch + Logits::size(rows, head.cols), rows, head.cols);
       const In x = h.rows_at(first, rows), tx = th.empty() ? th : th.rows_at(first, rows);
-      matmul(x, head, z, Write::Replace);
+      matmul(x, head, z.value, Write::Replace);
       if (tx.empty()) {
-        fill(S(0), tz.data, tz.shape().size());
+        fill(S(0), tz.value.data, tz.value.shape().size());
       } else {
-        matmul(tx, head, tz, Write::Replace);
+        matmul(tx, head, tz.value, Write::Replace);
       }
-      Launch::softmax_loss(stream(), true, z, tz, targets + first, weights + first, seed, nullptr,
-                           true);
-      if (!tdh.empty()) matmul(tz, head.transpose(), tdh.rows_at(first, rows), Write::Replace);
+      softmax_loss(z, tz, targets + first, weights + first, seed, nullptr, true);
+      if (!tdh.empty()) {
+        product(tz.gradient(), head.transpose(), tdh.rows_at(first, rows), Write::Replace);
+      }
       if (tdhead.empty()) return;
-      const auto both = [&](In hidden, In logits) {
+      const auto both = [&](In hidden, Weight<S> dlogits) {
         if (is_embedding(tdhead, head)) {
-          matmul_gradient(logits, hidden, tdhead, Write::Add);
+          product(dlogits.transpose(), hidden, tdhead, Write::Add);
         } else {
-          matmul_gradient(hidden, logits, tdhead, Write::Add);
+          product(Weight<S>(hidden).transpose(), dlogits, tdhead, Write::Add);
         }
       };
-      both(x, tz);
-      if (!tx.empty()) both(tx, z);
+      both(x, tz.gradient());
+      if (!tx.empty()) both(tx, z.gradient());
     });
   }
+
+  void log_sum_exp(In logits, Out out) const { Launch::log_sum_exp(next(), logits, out); }
 
   // ---- flat vectors -----------------------------------------------------------------------------
 
   /// Waits for the result. Throws cuda::Error when something on the stream failed.
   double dot(const S* x, const S* y, Index size) const {
     const auto lock = device_->sum_lock();
-    Launch::dot(stream(), x, y, size, device_->partial_sums(), detail::Device::sum_blocks,
+    Launch::dot(next(), x, y, size, device_->partial_sums(), detail::Device::sum_blocks,
                 device_->sum());
     synchronize();
     return *device_->sum();
   }
   void axpby(double a, const S* x, double b, S* y, Index size) const {
-    Launch::axpby(stream(), a, x, b, y, size);
+    Launch::axpby(next(), a, x, b, y, size);
   }
   void adam(const AdamStep& step, const S* gradient, S* m, S* v, S* weights, Index size) const {
-    Launch::adam(stream(), step, gradient, m, v, weights, size);
+    Launch::adam(next(), step, gradient, m, v, weights, size);
   }
 
  private:
-  void product(In a, bool a_transposed, Weight<S> b, Out c, Write write) const {
-    if constexpr (products == Products::Bfloat16) {
-      Launch::matmul_bfloat16(stream(), a, a_transposed, b, c, write);
-    } else {
-      Launch::matmul(stream(), a, a_transposed, b, c, write);
+  Backend(std::shared_ptr<const detail::Device> device, bool own_stream)
+      : device_(std::move(device)) {
+    if constexpr (fast) {
+      tensor_cores_ = std::make_shared<detail::TensorCores>(device_, own_stream);
     }
+  }
+
+  /// The stream, for anything but a product.
+  cudaStream_t next() const {
+    if constexpr (fast) tensor_cores_->forget();
+    return device_->stream();
+  }
+  /// Calls start(a place for a rounded copy of each result), which puts the kernel that makes them
+  /// on the stream.
+  using Narrow = View<bfloat16>;
+  template <class F, class... Results>
+  void rounding(const F& start, const Results&... results) const {
+    if constexpr (fast) {
+      tensor_cores_->rounding(start, results...);
+    } else {
+      start((static_cast<void>(results), Narrow())...);
+    }
+  }
+
+  /// c (+)= a · b; under Bfloat16 either may be in that already.
+  void product(Weight<S> a, Weight<S> b, Out c, Write write) const {
+    if constexpr (fast) {
+      tensor_cores_->multiply(a, b, c, write);
+    } else {
+      Launch::matmul(next(), a.template stored<S>(), a.transposed, b, c, write);
+    }
+  }
+
+  /// Logits of some rows and, over them or in bfloat16 beside them, their gradient.
+  struct Logits {
+    using Gradient = std::conditional_t<fast, bfloat16, S>;
+
+    Out value;
+    View<Gradient> narrow;
+
+    Logits() = default;
+    Logits(S* memory, Index rows, Index words) : value(memory, rows, words) {
+      if constexpr (fast) {
+        narrow = {reinterpret_cast<bfloat16*>(memory + in_eights(rows * words)), rows, words,
+                  in_eights(words)};
+      }
+    }
+    Weight<S> gradient() const {
+      if constexpr (fast) {
+        return View<const bfloat16>(narrow);
+      } else {
+        return value;
+      }
+    }
+    /// Scalars they take.
+    static Index size(Index rows, Index words) {
+      return in_eights(rows * words) + (fast ? in_eights(rows * in_eights(words) / 2) : 0);
+    }
+
+   private:
+    static Index in_eights(Index count) { return (count + 7) / 8 * 8; }
+  };
+  void softmax_loss(const Logits& z, const Logits& tz, const Token* targets, const S* weights,
+                    double seed, S* nll, bool want_gradient) const {
+    if constexpr (fast) {
+      Launch::softmax_loss_bfloat16(next(), z.value, tz.value, targets, weights, seed, nll,
+                                    want_gradient ? z.narrow : View<bfloat16>(), tz.narrow);
+    } else {
+      Launch::softmax_loss(next(), !tz.value.empty(), z.value, tz.value, targets, weights, seed,
+                           nll, want_gradient);
+    }
+  }
+
+  template <class F>
+  void with_column_scratch(Out dscale, Index rows, const F& f) const {
+    device_->with_scratch(dscale.empty() ? 0 : Launch::column_scratch(rows, dscale.cols), f);
   }
   template <class T>
   static std::size_t bytes(Index size) {
@@ -286,12 +434,12 @@ class Backend {
   template <class T>
   void move(const T* from, T* to, Index size, cudaMemcpyKind kind) const {
     if (size == 0) return;
-    detail::check(cudaMemcpyAsync(to, from, bytes<T>(size), kind, stream()), "a copy");
+    detail::check(cudaMemcpyAsync(to, from, bytes<T>(size), kind, next()), "a copy");
   }
 
   /// Rows whose logits exist at a time: as many as make large products, in bounded memory.
   static Index loss_rows(Index rows, Index vocabulary) {
-    constexpr Index most = Index{1} << 25;
+    constexpr Index most = Index{1} << (fast ? 27 : 25);
     return std::min(rows, std::max<Index>(16, most / vocabulary));
   }
   template <class F>
@@ -301,6 +449,7 @@ class Backend {
   }
 
   std::shared_ptr<const detail::Device> device_;
+  std::shared_ptr<detail::TensorCores> tensor_cores_;  // under Bfloat16
 };
 
 }  // namespace cuda

@@ -86,7 +86,28 @@ class Device {
                              std::to_string(bytes) + " bytes (" + std::to_string(free) + " of " +
                              std::to_string(total) + " are free): " + cudaGetErrorString(status));
   }
+  Index peak_bytes() const {
+    std::uint64_t most = 0;
+    check(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrUsedMemHigh, &most), "a memory pool");
+    return static_cast<Index>(most);
+  }
   void deallocate(void* memory) const { static_cast<void>(cudaFreeAsync(memory, stream())); }
+
+  /// Calls f(memory) with at least so many bytes for kernels that f puts on the stream; behind them
+  /// they are others'. Throws Error when there is no room.
+  template <class F>
+  decltype(auto) with_scratch(Index bytes, const F& f) const {
+    const std::lock_guard lock(scratch_mutex_);
+    const auto size = static_cast<std::size_t>(bytes);
+    if (size > scratch_size_) {
+      if (scratch_ != nullptr) deallocate(scratch_);
+      scratch_ = nullptr;
+      scratch_size_ = 0;
+      scratch_ = allocate(size);
+      scratch_size_ = size;
+    }
+    return f(scratch_);
+  }
 
   /// Blocks of the first stage of a sum, and where their results go.
   static constexpr int sum_blocks = 512;
@@ -141,6 +162,7 @@ class Device {
   /// Errors are ignored: at the end of a process the driver may be gone already.
   void close() {
     if (partial_sums_ != nullptr) deallocate(partial_sums_);
+    if (scratch_ != nullptr) deallocate(scratch_);
     static_cast<void>(cudaStreamSynchronize(stream()));
     if (sum_ != nullptr) static_cast<void>(cudaFreeHost(sum_));
     if (pool_ != nullptr) static_cast<void>(cudaMemPoolDestroy(pool_));
@@ -154,7 +176,9 @@ class Device {
   cudaMemPool_t pool_ = nullptr;
   double* partial_sums_ = nullptr;
   double* sum_ = nullptr;
-  mutable std::mutex sum_mutex_;
+  mutable std::mutex sum_mutex_, scratch_mutex_;
+  mutable void* scratch_ = nullptr;
+  mutable std::size_t scratch_size_ = 0;
 };
 
 }  // namespace detail

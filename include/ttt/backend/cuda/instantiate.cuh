@@ -8,14 +8,20 @@
 #include <ttt/backend/cuda/kernels/attention.cuh>
 #include <ttt/backend/cuda/kernels/attention_backward.cuh>
 #include <ttt/backend/cuda/kernels/attention_backward_bfloat16.cuh>
+#include <ttt/backend/cuda/kernels/attention_backward_tangent_bfloat16.cuh>
 #include <ttt/backend/cuda/kernels/attention_bfloat16.cuh>
+#include <ttt/backend/cuda/kernels/attention_decode.cuh>
+#include <ttt/backend/cuda/kernels/attention_tangent_bfloat16.cuh>
 #include <ttt/backend/cuda/kernels/conv.cuh>
 #include <ttt/backend/cuda/kernels/flat.cuh>
 #include <ttt/backend/cuda/kernels/loss.cuh>
+#include <ttt/backend/cuda/kernels/loss_bfloat16.cuh>
 #include <ttt/backend/cuda/kernels/matmul.cuh>
-#include <ttt/backend/cuda/kernels/matmul_bfloat16.cuh>
+#include <ttt/backend/cuda/kernels/matvec.cuh>
 #include <ttt/backend/cuda/kernels/norms.cuh>
 #include <ttt/backend/cuda/kernels/rope.cuh>
+#include <ttt/backend/cuda/kernels/rotate.cuh>
+#include <ttt/backend/cuda/kernels/rounding.cuh>
 #include <ttt/backend/cuda/kernels/rows.cuh>
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
@@ -55,6 +61,18 @@ bool Unit<T>::has_code_for_current_device() {
 template struct Unit<>;
 template struct Launch<float>;
 template struct Launch<double>;
+
+#define TTT_CACHED(S, C)                                                                        \
+  template void Launch<S>::store<C>(Stream, View<const S>, Cache<C>, Index);                    \
+  template void Launch<S>::attention<C>(Stream, bool, Operand<S>, KeysAndValues<S, C>,          \
+                                        AttentionShape, View<S>, View<S>);                      \
+  template void Launch<S>::attention_backward<C>(Stream, bool, Operand<S>, KeysAndValues<S, C>, \
+                                                 AttentionShape, Operand<S>, Operand<S>,        \
+                                                 Operand<S>, View<S>, View<S>, View<S>, Index)
+TTT_CACHED(float, float);
+TTT_CACHED(double, double);
+TTT_CACHED(float, bfloat16);
+#undef TTT_CACHED
 
 }  // namespace cuda::detail
 }  // namespace ttt::inline TTT_ABI

@@ -20,9 +20,9 @@ struct Operand {
 };
 
 /// Keys and values of one block; rows of their tangents begin at the position of the queries.
-template <class S>
+template <class S, class C = S>
 struct KeysAndValues {
-  Cache<const S> keys, values;
+  Cache<const C> keys, values;
   View<const S> tkeys, tvalues;
 };
 
@@ -32,64 +32,108 @@ struct Frequencies {
   double of[most_head_dim / 2];
 };
 
-/// Kernels on scalars of S. Those with a form on dual numbers take `tangents`: then operands are
-/// read with their tangents, and what is written or added to is the tangent of each result. They
-/// are one template, instantiated twice.
+/// Kernels on scalars of S. `rounded` is a copy of a result for the products that will read it.
+/// Those with a form on dual numbers take `tangents`: then operands are read with their tangents,
+/// and what is written or added to is the tangent of each result. They are one template,
+/// instantiated twice.
 template <class S>
 struct [[gnu::visibility("hidden")]] Launch {
   using Stream = cudaStream_t;
 
   /// c (+)= a · b of shapes (m, k) and (k, n).
   static void matmul(Stream, View<const S> a, bool a_transposed, Weight<S> b, View<S> c, Write);
-  /// The same on tensor cores: operands in float are rounded to bfloat16, sums are float.
-  static void matmul_bfloat16(Stream, View<const S> a, bool a_transposed, Weight<S> b, View<S> c,
-                              Write);
+  static void round(Stream, View<const S> from, View<bfloat16> to);
+  /// y (+)= x · w of a few rows.
+  static void matvec(Stream, View<const S> x, Weight<S> w, View<S> y, Write);
 
   static void embed(Stream, Weight<S> table, const Token* tokens, View<S> out);
   static void embed_backward(Stream, const Token* tokens, View<const S> dout, View<S> dtable);
   static void rms_norm(Stream, bool tangents, Operand<S> x, Norm<S>, Operand<S> h, View<S> y,
-                       View<S> inverse);
+                       View<S> inverse, View<bfloat16> rounded = {});
   static void rms_norm_backward(Stream, bool tangents, Operand<S> x, Norm<S>, Operand<S> inverse,
-                                Operand<S> dy, View<S> dx, Write, View<S> dscale);
+                                Operand<S> dy, View<S> dx, Write, View<S> dscale, void* scratch,
+                                View<bfloat16> rounded = {});
+  /// Bytes of scratch that a gradient of scales needs: sums over so many rows.
+  static Index column_scratch(Index rows, Index cols);
   static void rope_angles(Stream, Index position, const Frequencies&, View<S> out);
   static void head_norm_rope(Stream, bool tangents, Operand<S> x, Norm<S>, View<const S> angles,
                              RopeLayout, View<S> y, View<S> inverse);
   static void head_norm_rope_backward(Stream, bool tangents, Operand<S> x, Norm<S>,
                                       Operand<S> inverse, View<const S> angles, RopeLayout,
-                                      Operand<S> dy, View<S> dx, View<S> dscale);
-  static void swiglu(Stream, bool tangents, Operand<S> gate, Operand<S> up, View<S> out);
+                                      Operand<S> dy, View<S> dx, View<S> dscale, void* scratch);
+  static void swiglu(Stream, bool tangents, Operand<S> gate, Operand<S> up, View<S> out,
+                     View<bfloat16> rounded = {});
   static void swiglu_backward(Stream, bool tangents, Operand<S> gate, Operand<S> up,
-                              Operand<S> dout, View<S> dgate, View<S> dup);
+                              Operand<S> dout, View<S> dgate, View<S> dup,
+                              View<bfloat16> rounded_gate = {}, View<bfloat16> rounded_up = {});
 
   static void chunk_conv(Stream, View<const S> x, Weight<S> taps, Index chunk, View<S> y);
   static void chunk_conv_backward(Stream, View<const S> x, Weight<S> taps, Index chunk,
                                   View<const S> dy, View<S> dx, Write, View<S> dtaps);
 
-  static void store(Stream, View<const S> rows, Cache<S>, Index position);
-  static void attention(Stream, bool tangents, Operand<S> q, KeysAndValues<S>, AttentionShape,
+  /// Heads of queries and keys normed and turned, keys and values stored. False, and nothing done,
+  /// where rows or heads do not lie in fours.
+  static bool rotate_and_store(Stream, View<const S> q, View<const S> k, View<const S> v,
+                               Norm<S> q_norm, Norm<S> k_norm, View<const S> angles, RopeLayout,
+                               View<S> y, View<S> q_inverse, View<S> k_inverse,
+                               Cache<bfloat16> keys, Cache<bfloat16> values, Index position);
+  template <class C>
+  static void store(Stream, View<const S> rows, Cache<C>, Index position);
+  template <class C>
+  static void attention(Stream, bool tangents, Operand<S> q, KeysAndValues<S, C>, AttentionShape,
                         View<S> o, View<S> lse);
-  static void attention_backward(Stream, bool tangents, Operand<S> q, KeysAndValues<S>,
+  template <class C>
+  static void attention_backward(Stream, bool tangents, Operand<S> q, KeysAndValues<S, C>,
                                  AttentionShape, Operand<S> o, Operand<S> lse, Operand<S> dout,
                                  View<S> dq, View<S> dkeys, View<S> dvalues, Index first);
 
+  /// A few queries' attention, at the speed of the memory. False, and nothing done, where there is
+  /// no kernel: heads whose size is no multiple of 8.
+  static bool attention_decode(Stream, View<const S> q, Cache<const bfloat16> keys,
+                               Cache<const bfloat16> values, AttentionShape, View<S> o, View<S> lse,
+                               void* scratch);
+  static Index attention_decode_scratch(AttentionShape, Index rows);  // bytes
+
   /// On tensor cores, what is multiplied rounded to bfloat16. False, and nothing done, where there
   /// are no kernels: other heads than 64, 80, 96 and 128, rows that do not lie in fours of floats.
-  static bool attention_bfloat16(Stream, View<const S> q, Cache<const S> keys,
-                                 Cache<const S> values, AttentionShape, View<S> o, View<S> lse);
-  static bool attention_backward_bfloat16(Stream, View<const S> q, Cache<const S> keys,
-                                          Cache<const S> values, AttentionShape, View<const S> o,
-                                          View<const S> lse, View<const S> dout, View<S> dq,
-                                          View<S> dkeys, View<S> dvalues, Index first);
+  /// Scratch, as many bytes as a function says, begins at a multiple of 16.
+  static bool attention_bfloat16(Stream, View<const S> q, Cache<const bfloat16> keys,
+                                 Cache<const bfloat16> values, AttentionShape, View<S> o,
+                                 View<S> lse);
+  static Index attention_backward_scratch(AttentionShape, Index rows);  // bytes
+  static bool attention_backward_bfloat16(
+      Stream, View<const S> q, Cache<const bfloat16> keys, Cache<const bfloat16> values,
+      AttentionShape, View<const S> o, View<const S> lse, View<const S> dout, View<S> dq,
+      View<S> dkeys, View<S> dvalues, Index first, void* scratch);
+
+  /// The tangents of both, likewise; o and lse are what the value forms gave.
+  static bool attention_tangent_bfloat16(Stream, Operand<S> q, Cache<const bfloat16> keys,
+                                         Cache<const bfloat16> values, View<const S> tkeys,
+                                         View<const S> tvalues, AttentionShape, View<const S> o,
+                                         View<const S> lse, View<S> to, View<S> tlse);
+  static Index attention_backward_tangent_scratch(AttentionShape, Index rows);  // bytes
+  static bool attention_backward_tangent_bfloat16(
+      Stream, Operand<S> q, Cache<const bfloat16> keys, Cache<const bfloat16> values,
+      View<const S> tkeys, View<const S> tvalues, AttentionShape, Operand<S> o, Operand<S> lse,
+      Operand<S> dout, View<S> tdq, View<S> tdkeys, View<S> tdvalues, Index first, void* scratch);
 
   /// Logits become the gradient of sum of weights[t] · nll[t]; with `tangents`, theirs become its
   /// tangent when the weights move by `seed` times themselves.
   static void softmax_loss(Stream, bool tangents, View<S> logits, View<S> tlogits,
                            const Token* targets, const S* weights, double seed, S* nll,
                            bool want_gradient);
+  /// The same with the gradients in bfloat16, in rows that have room for whole eights; absent
+  /// tangents are not computed.
+  static void softmax_loss_bfloat16(Stream, View<const S> logits, View<const S> tlogits,
+                                    const Token* targets, const S* weights, double seed, S* nll,
+                                    View<bfloat16> dlogits, View<bfloat16> tdlogits);
+
+  static void log_sum_exp(Stream, View<const S> logits, View<S> out);
 
   static void add(Stream, View<const S> a, View<const S> b, View<S> out);
   static void widen(Stream, Weight<S> w, View<S> out);
   static void fill(Stream, S value, S * to, Index size);
+  static void fill(Stream, bfloat16 value, bfloat16 * to, Index size);
   /// The sum of x · y into *sum, through `blocks` partial sums, in an order that never changes.
   static void dot(Stream, const S* x, const S* y, Index size, double* partial, int blocks,
                   double* sum);

@@ -29,6 +29,7 @@ template <class S = float>
 class Backend : public HostMemory {
  public:
   using Scalar = S;
+  using CacheScalar = S;
   static constexpr Index most_head_dim = detail::most_head_dim;
 
   /// threads: how many compute, the caller included; 0 means every processor of this process.
@@ -165,6 +166,11 @@ class Backend : public HostMemory {
     detail::attention_backward_tangent<S>(
         *pool_, {q, tq, keys, values, tkeys, tvalues, shape, o, to, lse, tlse, dout, tdout, tdq,
                  tdkeys, tdvalues, first});
+  }
+  void log_sum_exp(View<const S> logits, View<S> out) const {
+    for (Index t = 0; t < logits.rows; ++t) {
+      out(t, 0) = detail::log_sum_exp(logits.row(t), logits.cols);
+    }
   }
   Index cross_entropy_scratch(Index rows, Index vocabulary) const {
     return detail::loss_rows<S>(rows, vocabulary) * vocabulary;

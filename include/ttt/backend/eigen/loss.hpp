@@ -56,6 +56,17 @@ void cross_entropy(ThreadPool& pool, View<const S> h, const Weight<S>& head, con
   }
 }
 
+/// log(sum of exp(logits)); not a number unless every logit is finite.
+template <class S>
+inline S log_sum_exp(const S* logits, Index words) {
+  const S most = max_lanes(words, logits, logits[0]);
+  const S sum = sum_lanes<S>(words, [&]<class P>(Index j) {
+    const P below = packet::psub(load<P>(logits + j), broadcast<P>(most));
+    return packet::padd(exp(below), packet::pmul(below, broadcast<P>(S(0))));
+  });
+  return most + std::log(sum);
+}
+
 /// One row of logits and their tangents, which become dl = weight * (softmax - onehot) and
 /// tdl = weight * softmax * (tl - <softmax, tl>) + seed * dl.
 template <class S>

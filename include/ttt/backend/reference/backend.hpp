@@ -18,6 +18,7 @@ template <class S = double>
 class Backend : public HostMemory, public Tangents<S> {
  public:
   using Scalar = S;
+  using CacheScalar = S;
   static constexpr Index most_head_dim = Index{1} << 20;
 
   /// Independent pieces of work that can go on at a time.
@@ -306,6 +307,22 @@ class Backend : public HostMemory, public Tangents<S> {
         logits(0, j) = weights[t] * (exp(logits(0, j) - most) / sum - S(j == targets[t] ? 1 : 0));
       }
       matmul(logits, head.transpose(), dh.rows_at(t, 1), Write::Replace);
+    }
+  }
+
+  /// out[t] = log(sum of exp(logits[t, j])); not a number unless every logit is finite.
+  void log_sum_exp(View<const S> logits, View<S> out) const {
+    using std::exp, std::log;
+    for (Index t = 0; t < logits.rows; ++t) {
+      S most = logits(t, 0), sum = 0;
+      for (Index j = 1; j < logits.cols; ++j) {
+        if (logits(t, j) > most) most = logits(t, j);
+      }
+      for (Index j = 0; j < logits.cols; ++j) {
+        const S below = logits(t, j) - most;
+        sum += exp(below) + below * S(0);
+      }
+      out(t, 0) = most + log(sum);
     }
   }
 

@@ -33,10 +33,10 @@ __device__ void bring_rows(T* shared, int tile, Index count, Index d, const Load
 
 /// Channel c of a key (or value) of key head `head` at a position. Tangents begin at the queries'
 /// first position.
-template <class T, class S = ScalarOf<T>>
-__device__ T cached(const Cache<const S>& cache, const View<const S>& tangents, Index head,
+template <class T, class C, class S = ScalarOf<T>>
+__device__ T cached(const Cache<const C>& cache, const View<const S>& tangents, Index head,
                     Index position, Index channel, Index first_query) {
-  const S value = cache.at(head, position)[channel];
+  const S value = element(cache.at(head, position) + channel);
   if constexpr (std::is_same_v<T, S>) {
     return value;
   } else {
@@ -47,8 +47,8 @@ __device__ T cached(const Cache<const S>& cache, const View<const S>& tangents, 
 }
 
 /// `count` keys and values from position j0 on into shared memory, a tile of rows each.
-template <class T, class S = ScalarOf<T>>
-__device__ void bring_keys(const KeysAndValues<S>& cache, Index key_head, Index first_query,
+template <class T, class C, class S = ScalarOf<T>>
+__device__ void bring_keys(const KeysAndValues<S, C>& cache, Index key_head, Index first_query,
                            int tile, Index j0, Index count, T* keys, T* values) {
   bring_rows(keys, tile, count, cache.keys.head_dim, [&](Index i, Index c) {
     return cached<T>(cache.keys, cache.tkeys, key_head, j0 + i, c, first_query);
@@ -86,9 +86,9 @@ __device__ inline OwnedQueries owned_queries(const AttentionShape& shape, Index 
           position + count};
 }
 
-template <class T, class S = ScalarOf<T>>
+template <class T, class C, class S = ScalarOf<T>>
 __global__ void __launch_bounds__(attention_threads)
-    attention_kernel(Operand<S> q, KeysAndValues<S> cache, AttentionShape shape, View<S> o,
+    attention_kernel(Operand<S> q, KeysAndValues<S, C> cache, AttentionShape shape, View<S> o,
                      View<S> lse) {
   using std::exp, std::log, std::sqrt;
   constexpr int tile = streamed_rows<T>;
@@ -169,11 +169,11 @@ __global__ void __launch_bounds__(attention_threads)
   }
 }
 
-template <class S>
-__global__ void store_kernel(View<const S> rows, Cache<S> cache, Index position) {
+template <class S, class C>
+__global__ void store_kernel(View<const S> rows, Cache<C> cache, Index position) {
   const Index t = blockIdx.x, d = cache.head_dim;
   for (Index j = threadIdx.x; j < cache.heads * d; j += blockDim.x) {
-    cache.at(j / d, position + t)[j % d] = rows(t, j);
+    set(cache.at(j / d, position + t)[j % d], rows(t, j));
   }
 }
 
@@ -193,20 +193,22 @@ void start(void (*kernel)(Parameters...), dim3 blocks, Index bytes, cudaStream_t
 }  // namespace
 
 template <class S>
-void Launch<S>::store(Stream stream, View<const S> rows, Cache<S> cache, Index position) {
+template <class C>
+void Launch<S>::store(Stream stream, View<const S> rows, Cache<C> cache, Index position) {
   if (rows.rows > 0) store_kernel<<<grid(rows.rows), 256, 0, stream>>>(rows, cache, position);
 }
 
 template <class S>
-void Launch<S>::attention(Stream stream, bool tangents, Operand<S> q, KeysAndValues<S> cache,
+template <class C>
+void Launch<S>::attention(Stream stream, bool tangents, Operand<S> q, KeysAndValues<S, C> cache,
                           AttentionShape shape, View<S> o, View<S> lse) {
   if (q.value.rows == 0) return;
   const dim3 blocks(grid(blocks_for(q.value.rows, owned_rows)), grid(shape.heads));
   with_number<S>(tangents, [&]<class T>() {
     constexpr Index tile = streamed_rows<T>;
     const Index numbers = (owned_rows + 2 * tile) * (shape.head_dim + 1) + owned_rows * (tile + 1);
-    start(attention_kernel<T, S>, blocks, numbers * static_cast<Index>(sizeof(T)), stream, q, cache,
-          shape, o, lse);
+    start(attention_kernel<T, C, S>, blocks, numbers * static_cast<Index>(sizeof(T)), stream, q,
+          cache, shape, o, lse);
   });
 }
 

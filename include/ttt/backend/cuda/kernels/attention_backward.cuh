@@ -22,9 +22,9 @@ __device__ T output_along(const Operand<S>& dout, const Operand<S>& o, Index t, 
 }
 
 /// dq: a block owns 16 queries of a head and goes along their keys.
-template <class T, class S = ScalarOf<T>>
+template <class T, class C, class S = ScalarOf<T>>
 __global__ void __launch_bounds__(attention_threads)
-    attention_queries_kernel(Operand<S> q, KeysAndValues<S> cache, AttentionShape shape,
+    attention_queries_kernel(Operand<S> q, KeysAndValues<S, C> cache, AttentionShape shape,
                              Operand<S> o, Operand<S> lse, Operand<S> dout, View<S> dq) {
   using std::exp, std::sqrt;
   constexpr int tile = streamed_rows<T>;
@@ -83,11 +83,11 @@ __global__ void __launch_bounds__(attention_threads)
 
 /// dkeys and dvalues, added to: a block owns 16 keys of a key head and goes along the queries that
 /// see them, one query head of the group after the other.
-template <class T, class S = ScalarOf<T>>
+template <class T, class C, class S = ScalarOf<T>>
 __global__ void __launch_bounds__(attention_threads)
-    attention_keys_kernel(Operand<S> q, KeysAndValues<S> cache, AttentionShape shape, Operand<S> o,
-                          Operand<S> lse, Operand<S> dout, View<S> dkeys, View<S> dvalues,
-                          Index first, Index from) {
+    attention_keys_kernel(Operand<S> q, KeysAndValues<S, C> cache, AttentionShape shape,
+                          Operand<S> o, Operand<S> lse, Operand<S> dout, View<S> dkeys,
+                          View<S> dvalues, Index first, Index from) {
   using std::exp, std::sqrt;
   constexpr int tile = 16;
   extern __shared__ __align__(16) unsigned char memory[];
@@ -169,8 +169,9 @@ __global__ void __launch_bounds__(attention_threads)
 }  // namespace
 
 template <class S>
+template <class C>
 void Launch<S>::attention_backward(Stream stream, bool tangents, Operand<S> q,
-                                   KeysAndValues<S> cache, AttentionShape shape, Operand<S> o,
+                                   KeysAndValues<S, C> cache, AttentionShape shape, Operand<S> o,
                                    Operand<S> lse, Operand<S> dout, View<S> dq, View<S> dkeys,
                                    View<S> dvalues, Index first) {
   if (q.value.rows == 0) return;
@@ -182,15 +183,15 @@ void Launch<S>::attention_backward(Stream stream, bool tangents, Operand<S> q,
       const dim3 blocks(grid(blocks_for(q.value.rows, owned_rows)), grid(shape.heads));
       const Index numbers =
           2 * (owned_rows + tile) * (shape.head_dim + 1) + owned_rows * (tile + 1);
-      start(attention_queries_kernel<T, S>, blocks, numbers * bytes, stream, q, cache, shape, o,
+      start(attention_queries_kernel<T, C, S>, blocks, numbers * bytes, stream, q, cache, shape, o,
             lse, dout, dq);
     }
     if (!(dkeys.empty() && dvalues.empty()) && from < end) {
       const dim3 blocks(grid(blocks_for(end - from, owned_rows)), grid(shape.key_heads));
       const Index numbers = 4 * owned_rows * (shape.head_dim + 1) +
                             2 * owned_rows * (owned_rows + 1) + 2 * owned_rows;
-      start(attention_keys_kernel<T, S>, blocks, numbers * bytes, stream, q, cache, shape, o, lse,
-            dout, dkeys, dvalues, first, from);
+      start(attention_keys_kernel<T, C, S>, blocks, numbers * bytes, stream, q, cache, shape, o,
+            lse, dout, dkeys, dvalues, first, from);
     }
   });
 }

@@ -4,29 +4,31 @@
 /// queries, 3 products a pair of tiles, and one that owns keys, 4 products.
 #pragma once
 
+#include <ttt/backend/cuda/kernels/attention_backward_hopper.cuh>
 #include <ttt/backend/cuda/kernels/attention_bfloat16.cuh>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 namespace {
 
-/// <dout, o> of a row, by two neighbouring lanes; in both of them.
+/// <dout, o> of a row, by two neighbouring lanes; in both of them. dout is rounded as it is for the
+/// products, or dP - D would keep what the rounding and all values have in common.
 template <int D>
 __device__ float output_along(const View<const float>& dout, const View<const float>& o, Index t,
                               Index head) {
   const Index from = head * D + (threadIdx.x % 2) * (D / 2);
   float sum = 0;
-  for (Index c = from; c < from + D / 2; ++c) sum += dout(t, c) * o(t, c);
+  for (Index c = from; c < from + D / 2; ++c) sum += low(pack(dout(t, c), 0.0f)) * o(t, c);
   return sum + __shfl_xor_sync(0xffffffffu, sum, 1);
 }
 
 template <int D>
 __global__ void __launch_bounds__(flash_threads)
-    attention_queries_bfloat16_kernel(View<const float> q, Cache<const float> keys,
-                                      Cache<const float> values, AttentionShape shape,
+    attention_queries_bfloat16_kernel(View<const float> q, Cache<const bfloat16> keys,
+                                      Cache<const bfloat16> values, AttentionShape shape,
                                       View<const float> o, View<const float> lse,
                                       View<const float> dout, View<float> dq) {
-  __shared__ __align__(16) std::uint16_t key_tile[flash_tile<D>], value_tile[flash_tile<D>];
+  extern __shared__ __align__(16) std::uint16_t tiles[];  // keys, values; the next of both
   const Index head = blockIdx.y, key_head = head / (shape.heads / shape.key_heads);
   const Index first = static_cast<Index>(blockIdx.x) * flash_rows,
               position = shape.position + first;
@@ -34,14 +36,14 @@ __global__ void __launch_bounds__(flash_threads)
   const int lane = static_cast<int>(threadIdx.x) % 32,
             mine = static_cast<int>(threadIdx.x) / 32 * 16;
   const float scale = rsqrtf(static_cast<float>(D));
-  bring_tile<D>(key_tile, count, scale,
+  bring_tile<D>(tiles, count, scale,
                 [&](int i) { return q.data + (first + i) * q.stride + head * D; });
-  bring_tile<D>(value_tile, count, 1.0f,
+  bring_tile<D>(tiles + flash_tile<D>, count, 1.0f,
                 [&](int i) { return dout.data + (first + i) * dout.stride + head * D; });
   __syncthreads();
   Rows<D> queries, douts;
-  load_rows<D>(key_tile, queries);
-  load_rows<D>(value_tile, douts);
+  load_rows<D>(tiles, queries);
+  load_rows<D>(tiles + flash_tile<D>, douts);
   const int row = mine + lane / 2;
   const float along = output_along<D>(dout, o, first + (row < count ? row : 0), head);
   float alongs[2], log_sums[2];
@@ -53,16 +55,26 @@ __global__ void __launch_bounds__(flash_threads)
   }
 
   Sums<D / 8> out = {};
-  const Index end = position + count;
-  for (Index j0 = shape.first_key(position); j0 < end; j0 += flash_rows) {
+  const Index begin = shape.first_key(position), end = position + count;
+  __shared__ RingCursor<D> cursor;
+  cursor.start(keys, key_head, begin);
+  const auto send = [&](Index j0, int stage) {
     const int here = end - j0 < flash_rows ? static_cast<int>(end - j0) : flash_rows;
-    __syncthreads();
-    bring_cached<D>(key_tile, keys, key_head, j0, here);
-    bring_cached<D>(value_tile, values, key_head, j0, here);
-    __syncthreads();
+    cursor.send(keys, values, here, tiles + 2 * stage * flash_tile<D>,
+                tiles + (2 * stage + 1) * flash_tile<D>);
+    close_copies();
+  };
+  __syncthreads();
+  send(begin, 0);
+  int stage = 0;
+  for (Index j0 = begin; j0 < end; j0 += flash_rows, stage ^= 1) {
+    wait_for_copies();
+    __syncthreads();  // this tile has come, and nobody reads the one before any more
+    if (j0 + flash_rows < end) send(j0 + flash_rows, stage ^ 1);
+    const std::uint16_t* const key_tile = tiles + 2 * stage * flash_tile<D>;
     Sums<8> s, dweights;
     along_channels<D>(queries, key_tile, s);
-    along_channels<D>(douts, value_tile, dweights);
+    along_channels<D>(douts, key_tile + flash_tile<D>, dweights);
     const bool all = all_seen(shape, position, j0);
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
@@ -88,8 +100,8 @@ __global__ void __launch_bounds__(flash_threads)
 /// dkeys and dvalues, added to, for the keys from position `from` on.
 template <int D>
 __global__ void __launch_bounds__(flash_threads)
-    attention_keys_bfloat16_kernel(View<const float> q, Cache<const float> keys,
-                                   Cache<const float> values, AttentionShape shape,
+    attention_keys_bfloat16_kernel(View<const float> q, Cache<const bfloat16> keys,
+                                   Cache<const bfloat16> values, AttentionShape shape,
                                    View<const float> o, View<const float> lse,
                                    View<const float> dout, View<float> dkeys, View<float> dvalues,
                                    Index first, Index from) {
@@ -100,8 +112,12 @@ __global__ void __launch_bounds__(flash_threads)
   const Index j0 = from + static_cast<Index>(blockIdx.x) * flash_rows;
   const int count = key_end - j0 < flash_rows ? static_cast<int>(key_end - j0) : flash_rows;
   const int mine = static_cast<int>(threadIdx.x) / 32 * 16;
-  bring_cached<D>(query_tile, keys, key_head, j0, count);
-  bring_cached<D>(dout_tile, values, key_head, j0, count);
+  __shared__ RingCursor<D> cursor;
+  cursor.start(keys, key_head, j0);
+  __syncthreads();
+  cursor.send(keys, values, count, query_tile, dout_tile);
+  close_copies();
+  wait_for_copies();
   __syncthreads();
   Rows<D> own_keys, own_values;
   load_rows<D>(query_tile, own_keys);
@@ -161,20 +177,31 @@ __global__ void __launch_bounds__(flash_threads)
 }  // namespace
 
 template <class S>
-bool Launch<S>::attention_backward_bfloat16(Stream stream, View<const S> q, Cache<const S> keys,
-                                            Cache<const S> values, AttentionShape shape,
+Index Launch<S>::attention_backward_scratch(AttentionShape shape, Index rows) {
+  return attention_backward_hopper_scratch(shape, rows);
+}
+
+template <class S>
+bool Launch<S>::attention_backward_bfloat16(Stream stream, View<const S> q,
+                                            Cache<const bfloat16> keys,
+                                            Cache<const bfloat16> values, AttentionShape shape,
                                             View<const S> o, View<const S> lse, View<const S> dout,
-                                            View<S> dq, View<S> dkeys, View<S> dvalues,
-                                            Index first) {
+                                            View<S> dq, View<S> dkeys, View<S> dvalues, Index first,
+                                            void* scratch) {
   if constexpr (std::is_same_v<S, float>) {
+    if (attention_backward_hopper(stream, q, keys, values, shape, o, lse, dout, dq, dkeys, dvalues,
+                                  first, scratch)) {
+      return true;
+    }
     if (q.rows == 0 || !in_fours(q) || !in_fours(dout) || dq.empty()) return false;
+    if (!in_eights(keys) || !in_eights(values) || keys.slots != values.slots) return false;
     if (dkeys.empty() != dvalues.empty()) return false;
     const Index seen = shape.first_key(shape.position), end = shape.position + q.rows;
     const Index from = first > seen ? first : seen;
     return with_head_dim(shape.head_dim, [&](auto d) {
       const dim3 blocks(grid(blocks_for(q.rows, flash_rows)), grid(shape.heads));
-      attention_queries_bfloat16_kernel<d()>
-          <<<blocks, flash_threads, 0, stream>>>(q, keys, values, shape, o, lse, dout, dq);
+      start_tiles(attention_queries_bfloat16_kernel<d()>, blocks, flash_threads,
+                  8 * flash_tile<d()>, stream, q, keys, values, shape, o, lse, dout, dq);
       if (dkeys.empty() || from >= end) return;
       const dim3 key_blocks(grid(blocks_for(end - from, flash_rows)), grid(shape.key_heads));
       attention_keys_bfloat16_kernel<d()><<<key_blocks, flash_threads, 0, stream>>>(

@@ -91,6 +91,10 @@ template <class S>
 void Launch<S>::fill(Stream stream, S value, S* to, Index size) {
   if (size > 0) fill_kernel<<<flat_blocks(size), flat_threads, 0, stream>>>(value, to, size);
 }
+template <class S>
+void Launch<S>::fill(Stream stream, bfloat16 value, bfloat16* to, Index size) {
+  if (size > 0) fill_kernel<<<flat_blocks(size), flat_threads, 0, stream>>>(value, to, size);
+}
 
 template <class S>
 void Launch<S>::axpby(Stream stream, double a, const S* x, double b, S* y, Index size) {

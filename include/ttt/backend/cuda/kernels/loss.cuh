@@ -51,7 +51,38 @@ __global__ void __launch_bounds__(512)
   }
 }
 
+template <class S, int N>
+__global__ void __launch_bounds__(1024) log_sum_exp_kernel(View<const S> logits, View<S> out) {
+  using std::log;
+  const Index t = blockIdx.x, words = logits.cols, step = N * static_cast<Index>(blockDim.x);
+  const Operand<S> z{logits, {}};
+  const auto over_row = [&](const auto& f) {
+#pragma unroll 8
+    for (Index j = N * static_cast<Index>(threadIdx.x); j < words; j += step) {
+      const auto each = load_pack<S, N>(z, t, j);
+#pragma unroll
+      for (int n = 0; n < N; ++n) f(each.at[n]);
+    }
+  };
+  S most = logits(t, 0), sum(0);
+  over_row([&](S logit) {
+    if (!(logit <= most)) most = logit;
+  });
+  most = block_max(most);
+  over_row([&](S logit) { sum += power(logit, most); });
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) out(t, 0) = most + log(sum);
+}
+
 }  // namespace
+
+template <class S>
+void Launch<S>::log_sum_exp(Stream stream, View<const S> logits, View<S> out) {
+  if (logits.rows == 0) return;
+  const auto kernel =
+      in_packs(logits) ? log_sum_exp_kernel<S, pack_size<S>> : log_sum_exp_kernel<S, 1>;
+  kernel<<<grid(logits.rows), 1024, 0, stream>>>(logits, out);
+}
 
 template <class S>
 void Launch<S>::softmax_loss(Stream stream, bool tangents, View<S> logits, View<S> tlogits,

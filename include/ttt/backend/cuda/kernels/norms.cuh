@@ -24,62 +24,110 @@ __device__ T norm_pull(T dot, T inverse, Index size) {
 }
 
 /// y = [h +] x * inverse * scale; a block a row.
-template <class T, class S = ScalarOf<T>>
+template <class T, int N, class S = ScalarOf<T>>
 __global__ void rms_norm_kernel(Operand<S> x, Norm<S> norm, Operand<S> h, View<S> y,
-                                View<S> inverse) {
-  const Index t = blockIdx.x, width = x.value.cols;
+                                View<S> inverse, View<bfloat16> rounded) {
+  const Index t = blockIdx.x, width = x.value.cols, step = N * static_cast<Index>(blockDim.x);
   T sum(0);
-  for (Index j = threadIdx.x; j < width; j += blockDim.x) {
-    const T v = load<T>(x, t, j);
-    sum = sum + v * v;
+  for (Index j = N * static_cast<Index>(threadIdx.x); j < width; j += step) {
+    const auto v = load_pack<T, N>(x, t, j);
+#pragma unroll
+    for (int n = 0; n < N; ++n) sum = sum + v.at[n] * v.at[n];
   }
   const T inv = inverse_rms(block_sum(sum), width, norm.eps);
   if (!inverse.empty() && threadIdx.x == 0) put(inverse(t, 0), inv);
   if (y.empty()) return;
-  for (Index j = threadIdx.x; j < width; j += blockDim.x) {
-    put(y(t, j), load<T>(h, t, j) + load<T>(x, t, j) * inv * T(scale_at(norm, j)));
+  for (Index j = N * static_cast<Index>(threadIdx.x); j < width; j += step) {
+    const auto v = load_pack<T, N>(x, t, j);
+    auto out = load_pack<T, N>(h, t, j);
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      out.at[n] = out.at[n] + v.at[n] * inv * T(scale_at(norm, j + n));
+    }
+    put_pack(y, t, j, out);
+    put_rounded(rounded, t, j, out);
   }
 }
 
 /// dx (+)= inverse * scale * dy - x * pull; dx may be dy.
-template <class T, class S = ScalarOf<T>>
+template <class T, int N, class S = ScalarOf<T>>
 __global__ void rms_norm_backward_kernel(Operand<S> x, Norm<S> norm, Operand<S> inverse,
-                                         Operand<S> dy, View<S> dx, bool add) {
-  const Index t = blockIdx.x, width = x.value.cols;
+                                         Operand<S> dy, View<S> dx, bool add,
+                                         View<bfloat16> rounded) {
+  const Index t = blockIdx.x, width = x.value.cols, step = N * static_cast<Index>(blockDim.x);
   T dot(0);
-  for (Index j = threadIdx.x; j < width; j += blockDim.x) {
-    dot = dot + T(scale_at(norm, j)) * load<T>(dy, t, j) * load<T>(x, t, j);
+  for (Index j = N * static_cast<Index>(threadIdx.x); j < width; j += step) {
+    const auto v = load_pack<T, N>(x, t, j), g = load_pack<T, N>(dy, t, j);
+#pragma unroll
+    for (int n = 0; n < N; ++n) dot = dot + T(scale_at(norm, j + n)) * g.at[n] * v.at[n];
   }
   const T inv = load<T>(inverse, t, 0);
   const T pull = norm_pull(block_sum(dot), inv, width);
-  for (Index j = threadIdx.x; j < width; j += blockDim.x) {
-    put(dx(t, j), inv * T(scale_at(norm, j)) * load<T>(dy, t, j) - load<T>(x, t, j) * pull, add);
+  for (Index j = N * static_cast<Index>(threadIdx.x); j < width; j += step) {
+    const auto v = load_pack<T, N>(x, t, j), g = load_pack<T, N>(dy, t, j);
+    Pack<T, N> out;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      out.at[n] = inv * T(scale_at(norm, j + n)) * g.at[n] - v.at[n] * pull;
+    }
+    put_pack(dx, t, j, out, add);
+    put_rounded(rounded, t, j, out);
   }
 }
 
-/// out[j] += sum over rows of term(row, j), for 32 columns a block; a column's rows are taken by 32
-/// threads in turn, whose sums are added in order.
+/// Sums over columns, in an order that never changes: a block makes those of 32 columns over one
+/// of `parts` stretches of the rows, a column's rows taken by 32 threads in turn; then the parts
+/// are added in order.
+struct ColumnSums {
+  Index rows, cols, parts;
+};
+inline ColumnSums column_sums(Index rows, Index cols) {
+  constexpr Index each = 256, most = 64;
+  const Index parts = blocks_for(rows, each);
+  return {rows, cols, parts < most ? parts : most};
+}
+inline dim3 column_grid(const ColumnSums& sums) {
+  return {grid(blocks_for(sums.cols, 32)), grid(sums.parts)};
+}
+constexpr dim3 column_threads(32, 32);
+
+/// part[blockIdx.y][j] = sum of term(row, j).
 template <class T, class Term>
-__device__ void add_column_sums(Index rows, Index cols, ScalarOf<T>* out, const Term& term) {
+__device__ void sum_columns(const ColumnSums& all, ScalarOf<T>* part, const Term& term) {
   __shared__ T sums[32][33];
   const Index j = static_cast<Index>(blockIdx.x) * 32 + threadIdx.x;
+  const Index each = (all.rows + all.parts - 1) / all.parts;
+  const Index begin = blockIdx.y * each, end = begin + each < all.rows ? begin + each : all.rows;
   T sum(0);
-  if (j < cols) {
-    for (Index t = threadIdx.y; t < rows; t += 32) sum = sum + term(t, j);
+  if (j < all.cols) {
+    for (Index t = begin + threadIdx.y; t < end; t += 32) sum = sum + term(t, j);
   }
   sums[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
-  if (threadIdx.y > 0 || j >= cols) return;
+  if (threadIdx.y > 0 || j >= all.cols) return;
   for (int i = 1; i < 32; ++i) sum = sum + sums[i][threadIdx.x];
-  put(out[j], sum, true);
+  put(part[blockIdx.y * all.cols + j], sum);
+}
+/// out[j] += the parts of its sum.
+template <class S>
+__global__ void add_parts_kernel(ColumnSums all, const S* part, S* out) {
+  const Index j = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (j >= all.cols) return;
+  S sum(0);
+#pragma unroll 8
+  for (Index i = 0; i < all.parts; ++i) sum += part[i * all.cols + j];
+  out[j] += sum;
+}
+template <class S>
+void add_parts(cudaStream_t stream, const ColumnSums& all, const S* part, View<S> out) {
+  add_parts_kernel<<<grid(blocks_for(all.cols, 128)), 128, 0, stream>>>(all, part, out.data);
 }
 
-constexpr int column_threads = 32 * 32;
-
 template <class T, class S = ScalarOf<T>>
-__global__ void __launch_bounds__(column_threads)
-    rms_norm_scale_kernel(Operand<S> x, Operand<S> inverse, Operand<S> dy, View<S> dscale) {
-  add_column_sums<T>(x.value.rows, x.value.cols, dscale.data, [&](Index t, Index j) {
+__global__ void __launch_bounds__(1024)
+    rms_norm_scale_kernel(ColumnSums all, Operand<S> x, Operand<S> inverse, Operand<S> dy,
+                          S* part) {
+  sum_columns<T>(all, part, [&](Index t, Index j) {
     return load<T>(dy, t, j) * load<T>(x, t, j) * load<T>(inverse, t, 0);
   });
 }
@@ -87,27 +135,40 @@ __global__ void __launch_bounds__(column_threads)
 }  // namespace
 
 template <class S>
+Index Launch<S>::column_scratch(Index rows, Index cols) {
+  return column_sums(rows, cols).parts * cols * static_cast<Index>(sizeof(S));
+}
+
+template <class S>
 void Launch<S>::rms_norm(Stream stream, bool tangents, Operand<S> x, Norm<S> norm, Operand<S> h,
-                         View<S> y, View<S> inverse) {
+                         View<S> y, View<S> inverse, View<bfloat16> rounded) {
   if (x.value.rows == 0) return;
-  with_number<S>(tangents, [&]<class T>() {
-    rms_norm_kernel<T><<<grid(x.value.rows), row_threads, 0, stream>>>(x, norm, h, y, inverse);
+  const bool aligned = in_packs(x) && in_packs(h) && in_packs<S>(y);
+  with_packs<S>(tangents, aligned, [&]<class T, int N>() {
+    rms_norm_kernel<T, N>
+        <<<grid(x.value.rows), row_threads, 0, stream>>>(x, norm, h, y, inverse, rounded);
   });
 }
 
 template <class S>
 void Launch<S>::rms_norm_backward(Stream stream, bool tangents, Operand<S> x, Norm<S> norm,
                                   Operand<S> inverse, Operand<S> dy, View<S> dx, Write write,
-                                  View<S> dscale) {
+                                  View<S> dscale, void* scratch, View<bfloat16> rounded) {
   if (x.value.rows == 0) return;
-  with_number<S>(tangents, [&]<class T>() {
-    if (!dscale.empty()) {  // before dx: it may be dy
+  if (!dscale.empty()) {  // before dx: it may be dy
+    const ColumnSums all = column_sums(x.value.rows, x.value.cols);
+    S* const part = static_cast<S*>(scratch);
+    with_number<S>(tangents, [&]<class T>() {
       rms_norm_scale_kernel<T>
-          <<<grid(blocks_for(x.value.cols, 32)), dim3(32, 32), 0, stream>>>(x, inverse, dy, dscale);
-    }
-    if (dx.empty()) return;
-    rms_norm_backward_kernel<T><<<grid(x.value.rows), row_threads, 0, stream>>>(
-        x, norm, inverse, dy, dx, write == Write::Add);
+          <<<column_grid(all), column_threads, 0, stream>>>(all, x, inverse, dy, part);
+    });
+    add_parts(stream, all, part, dscale);
+  }
+  if (dx.empty()) return;
+  const bool aligned = in_packs(x) && in_packs(dy) && in_packs<S>(dx);
+  with_packs<S>(tangents, aligned, [&]<class T, int N>() {
+    rms_norm_backward_kernel<T, N><<<grid(x.value.rows), row_threads, 0, stream>>>(
+        x, norm, inverse, dy, dx, write == Write::Add, rounded);
   });
 }
 

@@ -5,6 +5,8 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
+#include <utility>
 
 #include <ttt/backend/cuda/launch.hpp>
 #include <ttt/core/dual.hpp>
@@ -92,6 +94,14 @@ __device__ inline double element(const double* at) {
   return *at;
 }
 
+template <class S>
+__device__ void set(S& place, S x) {
+  place = x;
+}
+__device__ inline void set(bfloat16& place, float x) {
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(place.bits) : "f"(x));
+}
+
 /// Element (i, j) of a weight, in any of its forms.
 template <class S>
 __device__ S load(const Weight<S>& w, Index i, Index j) {
@@ -103,6 +113,80 @@ __device__ S load(const Weight<S>& w, Index i, Index j) {
 template <class S>
 __device__ S scale_at(const Norm<S>& norm, Index j) {
   return norm.scale.data == nullptr || norm.eps < 0 ? S(1) : load(norm.scale, 0, j);
+}
+
+/// Neighbours in a row that are moved at once: sixteen bytes of a scalar, or one.
+template <class S>
+constexpr int pack_size = 16 / static_cast<int>(sizeof(S));
+template <class T, int N>
+struct Pack {
+  T at[N];
+};
+template <class S, int N>
+struct alignas(N * sizeof(S)) RawPack {
+  S at[N];
+};
+
+/// Elements (i, j) to (i, j + N - 1).
+template <class T, int N, class S = ScalarOf<T>>
+__device__ Pack<T, N> load_pack(const Operand<S>& x, Index i, Index j) {
+  using Raw = RawPack<S, N>;
+  Raw value = {}, tangent = {};
+  if (x.value.data != nullptr) value = *reinterpret_cast<const Raw*>(x.value.row(i) + j);
+  if constexpr (!std::is_same_v<T, S>) {
+    if (x.tangent.data != nullptr) tangent = *reinterpret_cast<const Raw*>(x.tangent.row(i) + j);
+  }
+  Pack<T, N> out;
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    if constexpr (std::is_same_v<T, S>) {
+      out.at[n] = value.at[n];
+    } else {
+      out.at[n] = {value.at[n], tangent.at[n]};
+    }
+  }
+  return out;
+}
+template <class T, int N, class S = ScalarOf<T>>
+__device__ void put_pack(const View<S>& to, Index i, Index j, const Pack<T, N>& x,
+                         bool add = false) {
+  using Raw = RawPack<S, N>;
+  Raw* const place = reinterpret_cast<Raw*>(to.row(i) + j);
+  Raw sum = {};
+  if (add) sum = *place;
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    sum.at[n] = add ? sum.at[n] + result_of(x.at[n]) : result_of(x.at[n]);
+  }
+  *place = sum;
+}
+
+/// A copy in bfloat16 of what a product will read, where one is wanted.
+template <class T, int N>
+__device__ void put_rounded(const View<bfloat16>& to, Index i, Index j, const Pack<T, N>& x) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (to.data == nullptr) return;
+    RawPack<bfloat16, N> raw;
+#pragma unroll
+    for (int n = 0; n < N; ++n) set(raw.at[n], x.at[n]);
+    *reinterpret_cast<RawPack<bfloat16, N>*>(to.row(i) + j) = raw;
+  }
+}
+
+/// Rows that begin where sixteen bytes can be moved at once.
+template <class T>
+bool in_sixteens(const View<T>& v) {
+  constexpr Index each = 16 / static_cast<Index>(sizeof(T));
+  return reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0 && v.stride % each == 0;
+}
+/// Whether a row of each can be taken in packs.
+template <class S>
+bool in_packs(const View<const S>& v) {
+  return v.data == nullptr || (in_sixteens(v) && v.cols % pack_size<S> == 0);
+}
+template <class S>
+bool in_packs(const Operand<S>& x) {
+  return in_packs(x.value) && in_packs(x.tangent);
 }
 
 template <class T>
@@ -175,6 +259,41 @@ void with_number(bool tangents, const F& f) {
   } else {
     f.template operator()<S>();
   }
+}
+
+/// The same, and how many neighbours a thread is to take at once.
+template <class S, class F>
+void with_packs(bool tangents, bool aligned, const F& f) {
+  with_number<S>(tangents, [&]<class T>() {
+    if (aligned) {
+      f.template operator()<T, pack_size<S>>();
+    } else {
+      f.template operator()<T, 1>();
+    }
+  });
+}
+
+// The sizes of heads that have kernels on tensor cores. A unit may define fewer, to compile faster.
+#if !defined(TTT_CUDA_HEAD_DIMS)
+#define TTT_CUDA_HEAD_DIMS 64, 80, 96, 128
+#endif
+
+/// Calls f with the head size as a type, if there are kernels for it; says whether there are and f,
+/// unless it returns nothing, says so too.
+template <class F>
+bool with_head_dim(Index d, const F& f) {
+  const auto call = [&](auto dim) {
+    if constexpr (std::is_void_v<decltype(f(dim))>) {
+      f(dim);
+      return true;
+    } else {
+      return f(dim);
+    }
+  };
+  return [&]<int... dims>(std::integer_sequence<int, dims...>) {
+    return ((d == dims && call(std::integral_constant<int, dims>())) || ...);
+  }
+  (std::integer_sequence<int, TTT_CUDA_HEAD_DIMS>());
 }
 
 /// Threads that share a row.

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Attention of a few queries, as decoding asks: the window's keys and values are read once, 4 ·
+/// head_dim bytes a key and head, and nothing else counts. A head's keys are split among blocks;
+/// what each made of its part is put together in order by a second kernel.
+#pragma once
+
+#include <ttt/backend/cuda/kernels/matvec.cuh>
+
+namespace ttt::inline TTT_ABI {
+namespace cuda::detail {
+namespace {
+
+constexpr Index decode_keys = 256;  // of a block
+constexpr int decode_threads = 128, decode_warps = decode_threads / 32;
+
+/// What a part of the keys makes of one query: the largest score, the sum of powers below it, and
+/// the powers' sum of values.
+struct Partial {
+  float most, sum;
+};
+
+__device__ inline float shrink_to(float most, float now) {
+  return most == -INFINITY ? 0.0f : exp2f((most - now) * 1.44269504f);
+}
+
+/// Adds one part to another. `lanes` apart in a warp.
+__device__ inline void merge_lanes(Partial& mine, float (&out)[8], int lanes) {
+  const float most = __shfl_xor_sync(0xffffffffu, mine.most, lanes);
+  const float sum = __shfl_xor_sync(0xffffffffu, mine.sum, lanes);
+  const float now = fmaxf(mine.most, most);
+  const float here = shrink_to(mine.most, now), there = shrink_to(most, now);
+  mine = {now, mine.sum * here + sum * there};
+#pragma unroll
+  for (int c = 0; c < 8; ++c) {
+    out[c] = out[c] * here + __shfl_xor_sync(0xffffffffu, out[c], lanes) * there;
+  }
+}
+
+/// `lanes` lanes share a key, 8 channels each; a warp takes 32 / lanes keys at a time.
+template <int lanes>
+__global__ void __launch_bounds__(decode_threads)
+    attention_decode_kernel(View<const float> q, Cache<const bfloat16> keys,
+                            Cache<const bfloat16> values, AttentionShape shape, float* partial) {
+  constexpr int at_once = 32 / lanes, ahead = 4;
+  __shared__ float warp_out[decode_warps][most_head_dim];
+  __shared__ Partial warp_part[decode_warps];
+  const Index head = blockIdx.y, key_head = head / (shape.heads / shape.key_heads);
+  const Index p = shape.position + blockIdx.z, d = shape.head_dim;
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const Index channel = 8 * (lane % lanes);
+  const bool has_channels = channel < d;
+  const Index seen = shape.first_key(p);
+  const Index begin = seen + static_cast<Index>(blockIdx.x) * decode_keys;
+  const Index end = begin + decode_keys <= p ? begin + decode_keys : p + 1;
+
+  float query[8] = {};
+  const float scale = rsqrtf(static_cast<float>(d));
+  if (has_channels) {
+#pragma unroll
+    for (int c = 0; c < 8; ++c) query[c] = q(blockIdx.z, head * d + channel + c) * scale;
+  }
+  Partial part = {-INFINITY, 0};
+  float out[8] = {};
+  const Index start = begin % keys.slots;
+  for (Index j0 = warp * at_once * ahead; begin + j0 < end; j0 += decode_warps * at_once * ahead) {
+    Eight<bfloat16> key[ahead] = {}, value[ahead] = {};
+    bool there[ahead];
+#pragma unroll
+    for (int n = 0; n < ahead; ++n) {
+      const Index i = j0 + n * at_once + lane / lanes;
+      there[n] = begin + i < end;
+      if (!there[n] || !has_channels) continue;
+      const Index slot = start + i < keys.slots ? start + i : start + i - keys.slots;
+      const Index offset = (key_head * keys.slots + slot) * d + channel;
+      key[n] = load_eight<true>(keys.data + offset, 8);
+      value[n] = load_eight<true>(values.data + offset, 8);
+    }
+#pragma unroll
+    for (int n = 0; n < ahead; ++n) {
+      float eight[8], score = 0;
+      key[n].widen(eight);
+#pragma unroll
+      for (int c = 0; c < 8; ++c) score += query[c] * eight[c];
+      score = lanes_sum(score, lanes);
+      if (!there[n]) continue;
+      const float now = fmaxf(part.most, score);
+      const float shrink = shrink_to(part.most, now), power = exp2f((score - now) * 1.44269504f);
+      value[n].widen(eight);
+#pragma unroll
+      for (int c = 0; c < 8; ++c) out[c] = out[c] * shrink + power * eight[c];
+      part = {now, part.sum * shrink + power};
+    }
+  }
+#pragma unroll
+  for (int apart = lanes; apart < 32; apart *= 2) merge_lanes(part, out, apart);
+  if (lane < lanes && has_channels) {
+#pragma unroll
+    for (int c = 0; c < 8; ++c) warp_out[warp][channel + c] = out[c];
+  }
+  if (lane == 0) warp_part[warp] = part;
+  __syncthreads();
+  float most = -INFINITY;
+  for (const Partial& w : warp_part) most = fmaxf(most, w.most);
+  float* const to =
+      partial +
+      ((static_cast<Index>(blockIdx.z) * shape.heads + head) * gridDim.x + blockIdx.x) * (d + 2);
+  for (Index c = threadIdx.x; c < d + 2; c += decode_threads) {
+    float total = 0;
+    for (int w = 0; w < decode_warps; ++w) {
+      const float share = shrink_to(warp_part[w].most, most);
+      total += share * (c < d ? warp_out[w][c] : warp_part[w].sum);
+    }
+    to[c] = c == d + 1 ? most : total;
+  }
+}
+
+/// One query of one head a block.
+template <class = void>  // so that two units of a program may have it
+__global__ void __launch_bounds__(most_head_dim)
+    attention_parts_kernel(const float* partial, Index parts, AttentionShape shape, View<float> o,
+                           View<float> lse) {
+  const Index head = blockIdx.x, row = blockIdx.y, d = shape.head_dim, c = threadIdx.x;
+  const Index p = shape.position + row, keys = p + 1 - shape.first_key(p);
+  const Index used = (keys + decode_keys - 1) / decode_keys;
+  const float* const from = partial + (row * shape.heads + head) * parts * (d + 2);
+  constexpr Index at_once = most_head_dim;
+  __shared__ float shares[at_once];
+  float most = -INFINITY;
+  for (Index i = c; i < used; i += at_once) most = fmaxf(most, from[i * (d + 2) + d + 1]);
+  most = block_max(most);
+  float sum = 0, out = 0;
+  for (Index i0 = 0; i0 < used; i0 += at_once) {
+    const Index mine = i0 + c, count = used - i0 < at_once ? used - i0 : at_once;
+    __syncthreads();
+    shares[c] = 0;
+    if (mine < used) {
+      shares[c] = shrink_to(from[mine * (d + 2) + d + 1], most);
+      sum += shares[c] * from[mine * (d + 2) + d];
+    }
+    __syncthreads();
+    if (c >= d) continue;
+#pragma unroll 16
+    for (Index i = 0; i < count; ++i) out += shares[i] * from[(i0 + i) * (d + 2) + c];
+  }
+  sum = block_sum(sum);
+  if (c < d) o(row, head * d + c) = out / sum;
+  if (c == 0 && !lse.empty()) lse(head, row) = most + logf(sum);
+}
+
+inline Index decode_parts(const AttentionShape& shape, Index rows) {
+  const Index last = shape.position + rows;
+  return blocks_for(last < shape.window ? last : shape.window, decode_keys);
+}
+
+}  // namespace
+
+template <class S>
+Index Launch<S>::attention_decode_scratch(AttentionShape shape, Index rows) {
+  return rows * shape.heads * decode_parts(shape, rows) * (shape.head_dim + 2) *
+         static_cast<Index>(sizeof(float));
+}
+
+template <class S>
+bool Launch<S>::attention_decode(Stream stream, View<const S> q, Cache<const bfloat16> keys,
+                                 Cache<const bfloat16> values, AttentionShape shape, View<S> o,
+                                 View<S> lse, void* scratch) {
+  if constexpr (std::is_same_v<S, float>) {
+    if (shape.head_dim % 8 != 0 || reinterpret_cast<std::uintptr_t>(keys.data) % 16 != 0 ||
+        reinterpret_cast<std::uintptr_t>(values.data) % 16 != 0) {
+      return false;
+    }
+    const Index parts = decode_parts(shape, q.rows);
+    const dim3 blocks(grid(parts), grid(shape.heads), grid(q.rows));
+    const auto kernel =
+        shape.head_dim <= 64 ? attention_decode_kernel<8> : attention_decode_kernel<16>;
+    float* const partial = static_cast<float*>(scratch);
+    kernel<<<blocks, decode_threads, 0, stream>>>(q, keys, values, shape, partial);
+    attention_parts_kernel<><<<dim3(grid(shape.heads), grid(q.rows)), most_head_dim, 0, stream>>>(
+        partial, parts, shape, o, lse);
+    return true;
+  }
+  return false;
+}
+
+}  // namespace cuda::detail
+}  // namespace ttt::inline TTT_ABI

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The loss of rows of logits whose gradient goes on as bfloat16, into a product: the logits are
+/// read twice, 8 bytes a logit, and the gradient is written once, 2 bytes.
+#pragma once
+
+#include <ttt/backend/cuda/kernels/tensor_cores.cuh>
+
+namespace ttt::inline TTT_ABI {
+namespace cuda::detail {
+namespace {
+
+/// Four neighbouring logits, the ones behind the row's end replaced by `rest`.
+template <bool aligned>
+__device__ float4 four_at(const View<const float>& z, Index t, Index j, float rest) {
+  const float* const at = z.data + t * z.stride + j;
+  if (aligned) return *reinterpret_cast<const float4*>(at);
+  const auto one = [&](Index i) { return j + i < z.cols ? at[i] : rest; };
+  return {one(0), one(1), one(2), one(3)};
+}
+
+__device__ inline float power_of(float x) {
+  return exp2f(x * 1.44269504f);
+}
+
+/// One row a block. First the running maximum and the sums of powers (and, with tangents, of powers
+/// times the logits' tangents), then the gradient.
+template <bool tangents, bool aligned>
+__global__ void __launch_bounds__(1024)
+    loss_bfloat16_kernel(View<const float> z, View<const float> tz, const Token* targets,
+                         const float* weights, float seed, float* nll, View<bfloat16> dz,
+                         View<bfloat16> tdz) {
+  const Index t = blockIdx.x, step = 4 * static_cast<Index>(blockDim.x);
+  float most = -INFINITY, sum = 0, along = 0;
+  for (Index j = 4 * static_cast<Index>(threadIdx.x); j < z.cols; j += step) {
+    const float4 v = four_at<aligned>(z, t, j, -INFINITY);
+    const float now = fmaxf(fmaxf(fmaxf(v.x, v.y), fmaxf(v.z, v.w)), most);
+    if (now > most) {
+      const float shrink = power_of(most - now);
+      sum *= shrink;
+      if (tangents) along *= shrink;
+      most = now;
+    }
+    const float4 p = {power_of(v.x - most), power_of(v.y - most), power_of(v.z - most),
+                      power_of(v.w - most)};
+    sum += (p.x + p.y) + (p.z + p.w);
+    if (tangents) {
+      const float4 u = four_at<aligned>(tz, t, j, 0.0f);
+      along += (p.x * u.x + p.y * u.y) + (p.z * u.z + p.w * u.w);
+    }
+  }
+  const float highest = block_max(most);
+  const float shrink = most == -INFINITY ? 0.0f : power_of(most - highest);
+  sum = block_sum(sum * shrink);
+  if (tangents) along = block_sum(along * shrink) / sum;
+  const float log_sum = highest + logf(sum);
+  const Index target = targets[t];
+  if (nll != nullptr && threadIdx.x == 0) nll[t] = log_sum - z(t, target);
+  if (dz.empty()) return;
+  const float weight = weights[t], moved = tangents ? seed * weight : 0.0f;
+  for (Index j = 4 * static_cast<Index>(threadIdx.x); j < z.cols; j += step) {
+    const float4 v = four_at<aligned>(z, t, j, -INFINITY);
+    const float p[4] = {power_of(v.x - log_sum), power_of(v.y - log_sum), power_of(v.z - log_sum),
+                        power_of(v.w - log_sum)};
+    float g[4], h[4] = {};
+    const float4 u = tangents ? four_at<aligned>(tz, t, j, 0.0f) : float4{};
+    const float tangent[4] = {u.x, u.y, u.z, u.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float miss = p[i] - (j + i == target ? 1.0f : 0.0f);
+      g[i] = weight * miss;
+      if (tangents) h[i] = weight * (p[i] * (tangent[i] - along)) + moved * miss;
+    }
+    // Rows of the gradient have room for whole eights.
+    *reinterpret_cast<uint2*>(&dz(t, j)) = make_uint2(pack(g[0], g[1]), pack(g[2], g[3]));
+    if (tangents) {
+      *reinterpret_cast<uint2*>(&tdz(t, j)) = make_uint2(pack(h[0], h[1]), pack(h[2], h[3]));
+    }
+  }
+}
+
+}  // namespace
+
+template <class S>
+void Launch<S>::softmax_loss_bfloat16(Stream stream, View<const S> logits, View<const S> tlogits,
+                                      const Token* targets, const S* weights, double seed, S* nll,
+                                      View<bfloat16> dlogits, View<bfloat16> tdlogits) {
+  if constexpr (std::is_same_v<S, float>) {
+    if (logits.rows == 0) return;
+    const bool aligned = logits.stride % 4 == 0 && logits.cols % 4 == 0;
+    const auto kernel =
+        tlogits.empty()
+            ? (aligned ? loss_bfloat16_kernel<false, true> : loss_bfloat16_kernel<false, false>)
+            : (aligned ? loss_bfloat16_kernel<true, true> : loss_bfloat16_kernel<true, false>);
+    kernel<<<grid(logits.rows), 1024, 0, stream>>>(
+        logits, tlogits, targets, weights, static_cast<float>(seed), nll, dlogits, tdlogits);
+  }
+}
+
+}  // namespace cuda::detail
+}  // namespace ttt::inline TTT_ABI
