@@ -16,15 +16,13 @@
 #include "support/arguments.hpp"
 #include "support/process.hpp"
 #include "support/progress.hpp"
+#include <ttt/io/tokenizer.hpp>
 #include <ttt/ttt.hpp>
-
-// How the text becomes tokens.
-using Tokenizer = ttt::io::ByteTokenizer;
 
 static constexpr const char* usage = "usage: read_with_host [OPTION]... MODEL TEXT";
 static constexpr const char* help = R"(
-MODEL is a folder with config.json and model.safetensors, or shards of it, of a Llama
-or Qwen3; TEXT is a file. Some of the model's MLPs learn while it reads: those that
+MODEL is a folder with config.json, tokenizer.json and model.safetensors, or shards of
+it, of a Llama or Qwen3; TEXT is a file. Some of the model's MLPs learn while it reads: those that
 something was trained for (docs/hosts.md). Prints the perplexity along the text.
 
   --targets PATH       what was trained for the model, if it is not in its folder
@@ -114,15 +112,16 @@ static void read(const Options& options, ttt::Index blocks, const ttt::Cpu& cpu)
               : options.frozen ? "frozen"
                                : "frozen, for nothing was trained for it to learn with");
 
-  const Tokenizer tokenizer;
-  if (weights.config().vocabulary != tokenizer.vocabulary) {
+  const ttt::io::BpeTokenizer tokenizer = ttt::io::load_tokenizer(options.model);
+  if (tokenizer.vocabulary() > weights.config().vocabulary) {  // files leave some rows unused
     throw std::runtime_error("the model has a vocabulary of " +
                              std::to_string(weights.config().vocabulary) +
-                             " tokens, the tokenizer " + std::to_string(tokenizer.vocabulary));
+                             " tokens, the tokenizer " + std::to_string(tokenizer.vocabulary()));
   }
   const ttt::io::MappedFile file(options.text);
   auto tokens =
-      tokenizer.encode({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()});
+      tokenizer.encode({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()},
+                       {.parse_special = false});
   if (std::ssize(tokens) > options.tokens) {
     tokens.resize(static_cast<std::size_t>(options.tokens));
   }
@@ -145,13 +144,15 @@ static void read(const Options& options, ttt::Index blocks, const ttt::Cpu& cpu)
     }
     if (options.generate == 0) return;
     std::printf("\nIt might go on like this:\n\n");
+    ttt::io::StreamDecoder decoder(tokenizer);
     const auto on_token = [&](ttt::Token token) {
-      std::printf("%s", tokenizer.decode(std::span(&token, 1)).c_str());
+      // A model may have more rows than there are tokens.
+      if (tokenizer.has(token)) std::fputs(decoder.push(token).c_str(), stdout);
       std::fflush(stdout);
     };
     session.generate(options.generate, ttt::TopP{.p = 0.95f, .temperature = options.temperature},
                      {.seed = options.seed, .on_token = on_token});
-    std::printf("\n");
+    std::printf("%s\n", decoder.finish().c_str());
   };
   if (learns) {
     go(ttt::InPlaceLoop{.chunk = options.chunk, .rate = options.rate});

@@ -57,6 +57,10 @@ refuses 1 'has the shape' broken text
 sed -i 's/"model_type": "qwen3"/"model_type": "gpt2"/' broken/config.json
 refuses 1 'expected llama or qwen3' broken text
 
+cp -r "$host" silent
+rm silent/tokenizer.json
+refuses 1 'has neither tokenizer.json nor tokenizer.model' silent text
+
 run 0 --frozen "$host" text
 says '0 chunks learned from'
 frozen=$(grep '^all' out)
