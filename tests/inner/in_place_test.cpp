@@ -329,6 +329,18 @@ TEST_CASE("in place: targets in a file of their own, in the model's, and in our 
   CHECK(with_file.config().in_place == BlockSet::every(2, 3));
   CHECK(test::same_bits(read(with_file), want));
 
+  const auto refused = [&](const HostOptions& asked) {
+    return thrown<FormatError>([&] { (void)load_host<Learning>(place, cpu, asked); });
+  };
+  CHECK(contains(refused({.in_place = BlockSet::first(2), .in_place_file = targets}),
+                 "has no tensor \"model.layers.1.mlp.ttt_conv.weight\""));
+  CHECK(contains(refused({.in_place_file = folder.path("model.safetensors")}),
+                 "has no convolution for any block"));
+  CHECK(contains(thrown<Error>([&] {
+                   (void)load_host<Llama<SeparateHead>>(place, cpu, {.in_place_file = targets});
+                 }),
+                 "the type of model has no InPlaceMLP"));
+
   for (const auto& info : file->tensors()) {
     tensors.push_back({info.name, info.dtype, info.shape, file->bytes(info)});
   }

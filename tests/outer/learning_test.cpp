@@ -2,10 +2,10 @@
 // Training through the inner loop teaches a model to learn from what it reads; training without it
 // does not, and steps at test time alone do not make up for it.
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <numeric>
 #include <span>
+#include <support/ciphers.hpp>
 #include <support/kernels.hpp>
 #include <utility>
 #include <vector>
@@ -20,36 +20,9 @@ namespace {
 
 using namespace ttt;
 
-constexpr Index letters = 24, length = 256, chunk = 16;
+using test::Ciphers;
 
-/// Documents in one language, each in a cipher of its own.
-///
-/// A letter is followed by one of two, nine times of ten by the first: 0.33 nats a letter, the same
-/// in all documents. But every document renames all letters by a permutation of its own, so nothing
-/// can be known of it before it is read, and little from the few letters that a window shows.
-struct Ciphers {
-  std::uint64_t seed = 1;
-
-  static Index size() { return 0; }
-  static Index length() { return ::length; }
-  void sample(Index index, std::span<Token> out) const {
-    Random random{Random::at(seed, static_cast<std::uint64_t>(index))};
-    const auto below = [&](Index n) {
-      return static_cast<Index>(random.bits() % static_cast<std::uint64_t>(n));
-    };
-    std::array<Token, letters> cipher;
-    std::iota(cipher.begin(), cipher.end(), 0);
-    for (Index i = letters - 1; i > 0; --i) {
-      std::swap(cipher[static_cast<std::size_t>(i)],
-                cipher[static_cast<std::size_t>(below(i + 1))]);
-    }
-    Index letter = below(letters);
-    for (Token& token : out) {
-      token = cipher[static_cast<std::size_t>(letter)];
-      letter = below(10) > 0 ? (letter + 1) % letters : (letter * 5 + 7) % letters;
-    }
-  }
-};
+constexpr Index letters = Ciphers::letters, length = Ciphers::length(), chunk = 16;
 
 using Attention = SlidingWindowAttention<8>;
 using Model = LanguageModel<Stack<1, Block<Attention, SwiGLU>>,

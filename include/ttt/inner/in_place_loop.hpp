@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cmath>
+#include <span>
 
 #include <ttt/inner/concepts.hpp>
 
@@ -43,7 +44,7 @@ struct InPlaceLoop {
       return step;
     }
     Index at = 0;
-    for (const Index size : u.parts) {
+    for (const Index size : u.parts.empty() ? std::span(&u.size, 1) : u.parts) {
       const auto* const direction = u.gradient + at;
       const double norm =
           std::abs(static_cast<double>(rate)) * std::sqrt(backend.dot(direction, direction, size));

@@ -44,10 +44,16 @@ struct HostFiles {
 };
 
 /// Chooses the blocks that learn: those asked for or, if none are, those that the files have a
-/// convolution for; and whether they project.
+/// convolution for; and whether they project. Throws Error for a type that has no such blocks, and
+/// FormatError if a file of targets lacks one that it is to have.
 template <class Model>
 void choose_in_place(const HostFiles& files, const HostOptions& options, Config& config) {
-  if (!Model::has_in_place) return;
+  if (!Model::has_in_place) {
+    if (options.in_place.empty() && files.targets == nullptr) return;
+    detail::fail(
+        "load_host: the options are about learning in place, but the type of model has no "
+        "InPlaceMLP");
+  }
   config.in_place = options.in_place;
   config.in_place_projection = options.in_place_projection;
   ParameterName name{.layer = "mlp", .role = Role::InPlaceTarget};
@@ -58,7 +64,15 @@ void choose_in_place(const HostFiles& files, const HostOptions& options, Config&
       return files.find(name, stored).info != nullptr;
     };
     if (options.in_place.empty() && has("conv")) config.in_place.add(i);
-    if (config.in_place.has(i) && has("projection")) config.in_place_projection = true;
+    if (!config.in_place.has(i)) continue;
+    if (has("projection")) config.in_place_projection = true;
+    if (files.targets != nullptr) {
+      files.targets->at(options.prefix + hugging_face_name(name.of("conv")));  // throws
+    }
+  }
+  if (files.targets != nullptr && config.in_place.empty()) {
+    detail::fail<FormatError>(files.targets->path() +
+                              ": has no convolution for any block of the model");
   }
 }
 

@@ -14,6 +14,7 @@
 
 #include <ttt/core/function_ref.hpp>
 #include <ttt/io/checkpoint_folder.hpp>
+#include <ttt/io/hash.hpp>
 #include <ttt/io/text_corpus.hpp>
 #include <ttt/model/weights.hpp>
 #include <ttt/outer/meta_gradient.hpp>
@@ -224,12 +225,21 @@ class Trainer {
   /// What a run that goes on from a checkpoint must have in common with the one that wrote it.
   std::string identity() const {
     using io::Json;
-    return Json(Json::Object({{"length", options_.length},
-                              {"batch", options_.batch},
-                              {"chunk", static_cast<Index>(learner_.chunk)},
-                              {"samples", source_.size()},
-                              {"settings", options_.settings}}))
-        .dump();
+    std::vector<Json::Member> members = {{"length", options_.length},
+                                         {"batch", options_.batch},
+                                         {"chunk", static_cast<Index>(learner_.chunk)},
+                                         {"samples", source_.size()},
+                                         {"settings", options_.settings}};
+    if (options_.meta.trains != nullptr) {
+      io::Hash64 names;
+      Model::each(
+          [&](const ParameterName& name, const Weight<Scalar>&) {
+            if (options_.meta.trains(name)) names.update(to_string(name));
+          },
+          tree_);
+      members.emplace_back("trains", static_cast<std::int64_t>(names.value() >> 1));
+    }
+    return Json(Json::Object(std::move(members))).dump();
   }
 
   Model model_;
