@@ -11,6 +11,7 @@
 
 #include <ttt/layers/block.hpp>
 #include <ttt/layers/in_place_mlp.hpp>
+#include <ttt/model/cache_shape.hpp>
 #include <ttt/ops/cross_entropy.hpp>
 
 namespace ttt::inline TTT_ABI {
@@ -32,31 +33,6 @@ struct TiedHead {
 struct SeparateHead {
   static constexpr bool tied = false;
 };
-
-/// Caches of one block for every block of a model, in one stretch of memory.
-template <class Scalar, class CacheScalar = Scalar>
-struct CacheShape {
-  Index blocks = 0;
-  Index heads = 0;
-  Index slots = 0;
-  Index head_dim = 0;
-
-  Index size() const { return 2 * blocks * heads * slots * head_dim; }
-  ops::KeyValues<Scalar, CacheScalar> at(CacheScalar* data, Index block) const {
-    const Index half = heads * slots * head_dim;
-    CacheScalar* const first = data + 2 * block * half;
-    return {{first, heads, slots, head_dim}, {first + half, heads, slots, head_dim}};
-  }
-};
-
-namespace detail {
-/// How many scalars are as many bytes as `count` of another type, rounded up.
-template <class Scalar, class Other>
-constexpr Index scalars_of(Index count) {
-  constexpr Index scalar = sizeof(Scalar), other = sizeof(Other);
-  return (count * other + scalar - 1) / scalar;
-}
-}  // namespace detail
 
 /// A decoder-only transformer: `Prefix`, whose MLPs never learn at test time, then `Suffix`, whose
 /// MLPs may (arXiv 2512.23675, section 2). A plain transformer has a prefix only.

@@ -13,6 +13,7 @@
 #include <ttt/backend/concepts.hpp>
 #include <ttt/backend/cuda/device.hpp>
 #include <ttt/backend/cuda/launch.hpp>
+#include <ttt/backend/cuda/logits.hpp>
 #include <ttt/backend/cuda/tensor_cores.hpp>
 
 namespace ttt::inline TTT_ABI {
@@ -46,12 +47,14 @@ class Backend {
  private:
   using CacheIn = Cache<const CacheScalar>;
   using Keys = detail::KeysAndValues<S, CacheScalar>;
+  using Logits = detail::Logits<S, fast>;
+  using Narrow = View<bfloat16>;
 
  public:
   static constexpr Index most_head_dim = detail::most_head_dim;
 
-  /// The GPU of that number, with a stream of its own. Throws cuda::Error when there is none, or
-  /// when the program was built for other architectures.
+  /// A GPU, with a stream of its own. Throws cuda::Error when there is none of that number, or when
+  /// the program was built for other architectures.
   explicit Backend(int device = 0)
       : Backend(std::make_shared<const detail::Device>(device), true) {}
 
@@ -60,6 +63,7 @@ class Backend {
   Backend(int device, cudaStream_t stream)
       : Backend(std::make_shared<const detail::Device>(device, stream), false) {}
 
+  /// From then on every product rounds its operands anew: the caller may change them in between.
   cudaStream_t stream() const {
     if constexpr (fast) tensor_cores_->never_remember();
     return device_->stream();
@@ -93,7 +97,7 @@ class Backend {
   /// Copies `size` elements from the host, and waits, so that they may be changed.
   template <class T>
   void to_device(const T* host, T* to, Index size) const {
-    move(host, to, size, cudaMemcpyHostToDevice);
+    device_->copy(next(), host, to, size, cudaMemcpyHostToDevice);
     detail::check(cudaStreamSynchronize(next()), "a kernel failed");
   }
   /// Copies `size` elements to the host, and waits for them. Throws cuda::Error when something on
@@ -101,13 +105,12 @@ class Backend {
   template <class T>
   void to_host(const T* from, T* host, Index size) const {
     if (size == 0) return;
-    detail::check(cudaMemcpyAsync(host, from, bytes<T>(size), cudaMemcpyDeviceToHost, next()),
-                  "a copy to the host");
+    device_->copy(next(), from, host, size, cudaMemcpyDeviceToHost);
     synchronize();
   }
   template <class T>
   void copy(const T* from, T* to, Index size) const {
-    move(from, to, size, cudaMemcpyDeviceToDevice);
+    device_->copy(next(), from, to, size, cudaMemcpyDeviceToDevice);
   }
   void widen(Weight<S> w, Out out) const { Launch::widen(next(), w, out); }
   void fill(S value, S* to, Index size) const { Launch::fill(next(), value, to, size); }
@@ -285,15 +288,15 @@ class Backend {
   // ---- the loss ---------------------------------------------------------------------------------
 
   Index cross_entropy_scratch(Index rows, Index vocabulary) const {
-    return Logits::size(loss_rows(rows, vocabulary), vocabulary);
+    return Logits::size(Logits::rows_at_once(rows, vocabulary), vocabulary);
   }
   void cross_entropy(In h, Weight<S> head, const Token* targets, const S* weights, S* nll, Out dh,
                      S* scratch) const {
-    for_loss_rows(h.rows, head.cols, [&](Index first, Index rows) {
+    Logits::for_blocks(h.rows, head.cols, [&](Index first, Index rows) {
       const Logits z(scratch, rows, head.cols);
       matmul(h.rows_at(first, rows), head, z.value, Write::Replace);
-      softmax_loss(z, {}, targets + first, dh.empty() ? nullptr : weights + first, 0, nll + first,
-                   !dh.empty());
+      z.loss(next(), {}, targets + first, dh.empty() ? nullptr : weights + first, 0, nll + first,
+             !dh.empty());
       if (dh.empty()) return;
       product(z.gradient(), head.transpose(), dh.rows_at(first, rows), Write::Replace);
     });
@@ -303,7 +306,7 @@ class Backend {
   }
   void cross_entropy_tangent(In h, In th, Weight<S> head, const Token* targets, const S* weights,
                              double seed, Out tdh, Out tdhead, S* scratch) const {
-    for_loss_rows(h.rows, head.cols, [&](Index first, Index rows) {
+    Logits::for_blocks(h.rows, head.cols, [&](Index first, Index rows) {
       const Logits z(scratch, rows, head.cols);
       const Logits tz(scratch + Logits::size(rows, head.cols), rows, head.cols);
       const In x = h.rows_at(first, rows), tx = th.empty() ? th : th.rows_at(first, rows);
@@ -313,7 +316,7 @@ class Backend {
       } else {
         matmul(tx, head, tz.value, Write::Replace);
       }
-      softmax_loss(z, tz, targets + first, weights + first, seed, nullptr, true);
+      z.loss(next(), tz, targets + first, weights + first, seed, nullptr, true);
       if (!tdh.empty()) {
         product(tz.gradient(), head.transpose(), tdh.rows_at(first, rows), Write::Replace);
       }
@@ -356,7 +359,6 @@ class Backend {
       tensor_cores_ = std::make_shared<detail::TensorCores>(device_, own_stream);
     }
   }
-
   /// The stream, for anything but a product.
   cudaStream_t next() const {
     if constexpr (fast) tensor_cores_->forget();
@@ -364,7 +366,6 @@ class Backend {
   }
   /// Calls start(a place for a rounded copy of each result), which puts the kernel that makes them
   /// on the stream.
-  using Narrow = View<bfloat16>;
   template <class F, class... Results>
   void rounding(const F& start, const Results&... results) const {
     if constexpr (fast) {
@@ -373,7 +374,6 @@ class Backend {
       start((static_cast<void>(results), Narrow())...);
     }
   }
-
   /// c (+)= a · b; under Bfloat16 either may be in that already.
   void product(Weight<S> a, Weight<S> b, Out c, Write write) const {
     if constexpr (fast) {
@@ -383,69 +383,9 @@ class Backend {
     }
   }
 
-  /// Logits of some rows and, over them or in bfloat16 beside them, their gradient.
-  struct Logits {
-    using Gradient = std::conditional_t<fast, bfloat16, S>;
-
-    Out value;
-    View<Gradient> narrow;
-
-    Logits() = default;
-    Logits(S* memory, Index rows, Index words) : value(memory, rows, words) {
-      if constexpr (fast) {
-        narrow = {reinterpret_cast<bfloat16*>(memory + in_eights(rows * words)), rows, words,
-                  in_eights(words)};
-      }
-    }
-    Weight<S> gradient() const {
-      if constexpr (fast) {
-        return View<const bfloat16>(narrow);
-      } else {
-        return value;
-      }
-    }
-    /// Scalars they take.
-    static Index size(Index rows, Index words) {
-      return in_eights(rows * words) + (fast ? in_eights(rows * in_eights(words) / 2) : 0);
-    }
-
-   private:
-    static Index in_eights(Index count) { return (count + 7) / 8 * 8; }
-  };
-  void softmax_loss(const Logits& z, const Logits& tz, const Token* targets, const S* weights,
-                    double seed, S* nll, bool want_gradient) const {
-    if constexpr (fast) {
-      Launch::softmax_loss_bfloat16(next(), z.value, tz.value, targets, weights, seed, nll,
-                                    want_gradient ? z.narrow : View<bfloat16>(), tz.narrow);
-    } else {
-      Launch::softmax_loss(next(), !tz.value.empty(), z.value, tz.value, targets, weights, seed,
-                           nll, want_gradient);
-    }
-  }
-
   template <class F>
   void with_column_scratch(Out dscale, Index rows, const F& f) const {
     device_->with_scratch(dscale.empty() ? 0 : Launch::column_scratch(rows, dscale.cols), f);
-  }
-  template <class T>
-  static std::size_t bytes(Index size) {
-    return static_cast<std::size_t>(size) * sizeof(T);
-  }
-  template <class T>
-  void move(const T* from, T* to, Index size, cudaMemcpyKind kind) const {
-    if (size == 0) return;
-    detail::check(cudaMemcpyAsync(to, from, bytes<T>(size), kind, next()), "a copy");
-  }
-
-  /// Rows whose logits exist at a time: as many as make large products, in bounded memory.
-  static Index loss_rows(Index rows, Index vocabulary) {
-    constexpr Index most = Index{1} << (fast ? 27 : 25);
-    return std::min(rows, std::max<Index>(16, most / vocabulary));
-  }
-  template <class F>
-  static void for_loss_rows(Index rows, Index vocabulary, const F& f) {
-    const Index block = loss_rows(rows, vocabulary);
-    for (Index first = 0; first < rows; first += block) f(first, std::min(block, rows - first));
   }
 
   std::shared_ptr<const detail::Device> device_;

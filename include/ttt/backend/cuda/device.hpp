@@ -93,6 +93,13 @@ class Device {
   }
   void deallocate(void* memory) const { static_cast<void>(cudaFreeAsync(memory, stream())); }
 
+  template <class T>
+  void copy(cudaStream_t stream, const T* from, T* to, Index size, cudaMemcpyKind kind) const {
+    if (size == 0) return;
+    check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(size) * sizeof(T), kind, stream),
+          "a copy");
+  }
+
   /// Calls f(memory) with at least so many bytes for kernels that f puts on the stream; behind them
   /// they are others'. Throws Error when there is no room.
   template <class F>

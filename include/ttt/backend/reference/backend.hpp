@@ -7,6 +7,7 @@
 
 #include <ttt/backend/concepts.hpp>
 #include <ttt/backend/host_memory.hpp>
+#include <ttt/backend/reference/conv.hpp>
 #include <ttt/backend/reference/tangents.hpp>
 
 namespace ttt::inline TTT_ABI {
@@ -193,7 +194,7 @@ class Backend : public HostMemory, public Tangents<S> {
   /// y(t, c) = sum over k of taps(c, k) * x(t + k - half, c), over the rows of t's own chunk, of
   /// which the first begins at row 0; `half` is half the number of taps.
   void chunk_conv(View<const S> x, Weight<S> taps, Index chunk, View<S> y) const {
-    for_taps(x.rows, taps, chunk, [&](Index t, Index c, Index k, Index from, S tap) {
+    detail::for_taps<S>(x.rows, taps, chunk, [&](Index t, Index c, Index k, Index from, S tap) {
       y(t, c) = (k == 0 ? S(0) : y(t, c)) + (from < 0 ? S(0) : tap * x(from, c));
     });
   }
@@ -206,7 +207,7 @@ class Backend : public HostMemory, public Tangents<S> {
         for (Index j = 0; j < dx.cols; ++j) dx(t, j) = 0;
       }
     }
-    for_taps(x.rows, taps, chunk, [&](Index t, Index c, Index k, Index from, S tap) {
+    detail::for_taps<S>(x.rows, taps, chunk, [&](Index t, Index c, Index k, Index from, S tap) {
       if (from < 0) return;
       if (!dx.empty()) dx(from, c) += tap * dy(t, c);
       if (!dtaps.empty()) dtaps(c, k) += dy(t, c) * x(from, c);
@@ -352,23 +353,6 @@ class Backend : public HostMemory, public Tangents<S> {
   }
 
  private:
-  /// Calls f(t, c, k, from, tap) for every row, channel and tap: `from` is the row that the tap
-  /// sees from t, or -1 where that is outside t's chunk.
-  template <class F>
-  static void for_taps(Index rows, Weight<S> taps, Index chunk, const F& f) {
-    taps.visit([&](auto stored) {
-      for (Index t = 0; t < rows; ++t) {
-        for (Index c = 0; c < taps.rows; ++c) {
-          for (Index k = 0; k < taps.cols; ++k) {
-            const Index from = t + k - taps.cols / 2;
-            const bool inside = from >= 0 && from < rows && from / chunk == t / chunk;
-            f(t, c, k, inside ? from : -1,
-              static_cast<S>(taps.transposed ? stored(k, c) : stored(c, k)));
-          }
-        }
-      }
-    });
-  }
   static S scale_of(const Norm<S>& norm, Index j) {
     if (norm.scale.empty() || norm.eps < 0) return S(1);
     return norm.scale.visit([&](auto stored) { return static_cast<S>(stored(0, j)); });
