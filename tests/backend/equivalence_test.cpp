@@ -186,6 +186,40 @@ TEST_CASE_TEMPLATE("rms_norm_backward", S, float, double) {
   });
 }
 
+TEST_CASE_TEMPLATE("rows that can be moved in packs", S, float, double) {
+  Random random{23};
+  for (Index rows : {1, 3, 9}) {
+    for (Index cols : {8, 64, 1028, 2068}) {
+      CAPTURE(rows);
+      CAPTURE(cols);
+      const auto x = Matrix<S>::input(random, rows, cols, 8);
+      const auto u = Matrix<S>::input(random, rows, cols, 4);
+      const auto dy = Matrix<S>::input(random, rows, cols, 12);
+      const auto sum = Matrix<S>::output(random, rows, cols, 4);
+      const auto dscale = Matrix<S>::output(random, 1, cols);
+      const auto norm = TestNorm<S>::make(random, cols, 1, 0.1);
+      check_equivalent<S>([&](const auto& b) {
+        using T = ScalarOf<std::decay_t<decltype(b)>>;
+        const auto x_ = x.template as<T>(), u_ = u.template as<T>(), dy_ = dy.template as<T>();
+        const auto norm_ = norm.template as<T>();
+        auto y = Matrix<T>::output(rows, cols, 4), z = y, g = y, dg = y, du = y;
+        auto dx = sum.template as<T>(), added = dx;
+        auto inverse = Matrix<T>::output(rows, 1, 2);
+        auto dscale_ = dscale.template as<T>();
+        b.rms_norm(x_.view(), norm_.norm(), y.view(), inverse.view());
+        b.add_rms_norm(u_.view(), x_.view(), norm_.norm(), z.view(), {});
+        b.rms_norm_backward(x_.view(), norm_.norm(), inverse.view(), dy_.view(), dx.view(),
+                            Write::Add, dscale_.view());
+        b.swiglu(x_.view(), u_.view(), g.view());
+        b.swiglu_backward(x_.view(), u_.view(), dy_.view(), dg.view(), du.view());
+        b.add(added.view(), x_.view(), added.view());
+        return results(std::move(y), std::move(z), std::move(dx), std::move(dscale_), std::move(g),
+                       std::move(dg), std::move(du), std::move(added));
+      });
+    }
+  }
+}
+
 TEST_CASE_TEMPLATE("rope_angles", S, float, double) {
   for (Index position : {Index{0}, Index{17}, Index{1'000'003}}) {
     for (Index d : {2, 8, 80, 128}) {

@@ -87,7 +87,7 @@ void Launch<S>::softmax_loss_bfloat16(Stream stream, View<const S> logits, View<
                                       View<bfloat16> dlogits, View<bfloat16> tdlogits) {
   if constexpr (std::is_same_v<S, float>) {
     if (logits.rows == 0) return;
-    const bool aligned = logits.stride % 4 == 0 && logits.cols % 4 == 0;
+    const bool aligned = in_packs(logits) && in_packs(tlogits);
     const auto kernel =
         tlogits.empty()
             ? (aligned ? loss_bfloat16_kernel<false, true> : loss_bfloat16_kernel<false, false>)

@@ -225,7 +225,7 @@ __device__ S block_max(S x) {
   const int warps = static_cast<int>(blockDim.x) / 32;
   for (int mask = 16; mask > 0; mask /= 2) {
     const S other = shuffle_xor(x, mask);
-    if (!(other <= x)) x = other;  // a NaN wins, so that it shows
+    if (!(other <= x)) x = other;  // a NaN wins, mostly; sums of what is left show it anyway
   }
   __syncthreads();
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
