@@ -193,7 +193,7 @@ bool Launch<S>::attention_backward_bfloat16(Stream stream, View<const S> q,
                                   first, scratch)) {
       return true;
     }
-    if (q.rows == 0 || !in_fours(q) || !in_fours(dout) || dq.empty()) return false;
+    if (q.rows == 0 || !in_sixteens(q) || !in_sixteens(dout) || dq.empty()) return false;
     if (!in_eights(keys) || !in_eights(values) || keys.slots != values.slots) return false;
     if (dkeys.empty() != dvalues.empty()) return false;
     const Index seen = shape.first_key(shape.position), end = shape.position + q.rows;

@@ -36,7 +36,7 @@ bool Launch<S>::attention_backward_tangent_bfloat16(
     const View<const S> read[] = {q.value, q.tangent, tkeys,      tvalues,
                                   o.value, o.tangent, dout.value, dout.tangent};
     for (const View<const S>& x : read) {
-      if (!in_fours(x)) return false;
+      if (!in_sixteens(x)) return false;
     }
     const Index seen = shape.first_key(shape.position), end = shape.position + rows;
     const Index from = first > seen ? first : seen;

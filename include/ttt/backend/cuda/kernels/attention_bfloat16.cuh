@@ -114,7 +114,7 @@ bool Launch<S>::attention_bfloat16(Stream stream, View<const S> q, Cache<const b
                                    View<S> lse) {
   if constexpr (std::is_same_v<S, float>) {
     if (attention_hopper(stream, q, keys, values, shape, o, lse)) return true;
-    if (q.rows == 0 || !in_fours(q)) return false;
+    if (q.rows == 0 || !in_sixteens(q)) return false;
     if (!in_eights(keys) || !in_eights(values) || keys.slots != values.slots) return false;
     const dim3 blocks(grid(blocks_for(q.rows, flash_rows)), grid(shape.heads));
     return with_head_dim(shape.head_dim, [&](auto d) {

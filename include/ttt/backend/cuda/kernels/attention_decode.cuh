@@ -21,7 +21,7 @@ struct Partial {
 };
 
 __device__ inline float shrink_to(float most, float now) {
-  return most == -INFINITY ? 0.0f : exp2f((most - now) * 1.44269504f);
+  return most == -INFINITY ? 0.0f : exp2f((most - now) * log2_e);
 }
 
 /// Adds one part to another. `lanes` apart in a warp.
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(decode_threads)
       score = lanes_sum(score, lanes);
       if (!there[n]) continue;
       const float now = fmaxf(part.most, score);
-      const float shrink = shrink_to(part.most, now), power = exp2f((score - now) * 1.44269504f);
+      const float shrink = shrink_to(part.most, now), power = exp2f((score - now) * log2_e);
       value[n].widen(eight);
 #pragma unroll
       for (int c = 0; c < 8; ++c) out[c] = out[c] * shrink + power * eight[c];
@@ -166,7 +166,8 @@ bool Launch<S>::attention_decode(Stream stream, View<const S> q, Cache<const bfl
                                  Cache<const bfloat16> values, AttentionShape shape, View<S> o,
                                  View<S> lse, void* scratch) {
   if constexpr (std::is_same_v<S, float>) {
-    if (shape.head_dim % 8 != 0 || reinterpret_cast<std::uintptr_t>(keys.data) % 16 != 0 ||
+    if (q.rows == 0 || shape.head_dim % 8 != 0 ||
+        reinterpret_cast<std::uintptr_t>(keys.data) % 16 != 0 ||
         reinterpret_cast<std::uintptr_t>(values.data) % 16 != 0) {
       return false;
     }

@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(ForwardShape<D, groups>::threads, 1)
       float scores[columns / 2], out[D / 2];
       LeftOperand<columns / 16> weights;
       float most[2] = {-INFINITY, -INFINITY}, sum[2] = {}, shrink[2];
-      const float scale = rsqrtf(static_cast<float>(D)) * log2_of_e;
+      const float scale = rsqrtf(static_cast<float>(D)) * log2_e;
 #pragma unroll
       for (int i = 0; i < D / 2; ++i) out[i] = 0;
 
@@ -138,7 +138,8 @@ __global__ void __launch_bounds__(ForwardShape<D, groups>::threads, 1)
         for (int r = 0; r < 2; ++r) {
 #pragma unroll
           for (int c = 1; c < chains; ++c) now[r][0] = fmaxf(now[r][0], now[r][c]);
-          const float greatest = over_quad(now[r][0], [](float a, float b) { return fmaxf(a, b); });
+          const float greatest =
+              quad_reduce(now[r][0], [](float a, float b) { return fmaxf(a, b); });
           const float growth = (greatest - most[r]) * scale;
           shrink[r] = growth > 8 ? exp2_of(-growth) : 1.0f;
           if (growth > 8) most[r] = greatest;
@@ -201,7 +202,7 @@ __global__ void __launch_bounds__(ForwardShape<D, groups>::threads, 1)
 
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const float total = over_quad(sum[r], [](float a, float b) { return a + b; });
+        const float total = quad_reduce(sum[r], [](float a, float b) { return a + b; });
         const int row = 64 * group + group_row(2 * r);
         if (row >= count) continue;
         const float inverse = 1 / total;
@@ -212,7 +213,7 @@ __global__ void __launch_bounds__(ForwardShape<D, groups>::threads, 1)
               make_float2(out[4 * n + 2 * r] * inverse, out[4 * n + 2 * r + 1] * inverse);
         }
         if (!lse.empty() && threadIdx.x % 4 == 0) {
-          lse(head, first + row) = most[r] * (scale / log2_of_e) + logf(total);
+          lse(head, first + row) = most[r] * (scale / log2_e) + logf(total);
         }
       }
     }

@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(backward_threads, 1)
 #pragma unroll
           for (int i = e; i < e + 4; ++i) {
             scores[i] =
-                exp2_of(fmaf(scores[i], scale * log2_of_e, i % 2 == 0 ? -log_sum.x : -log_sum.y));
+                exp2_of(fmaf(scores[i], scale * log2_e, i % 2 == 0 ? -log_sum.x : -log_sum.y));
           }
         }
       };

@@ -74,7 +74,7 @@ __device__ void bring_queries(unsigned char* queries, unsigned char* douts, floa
   }
   along += __shfl_xor_sync(0xffffffffu, along, 1);
   if (half != 0) return;
-  log_sums[row] = there ? lse(head, t) * log2_of_e : 0.0f;
+  log_sums[row] = there ? lse(head, t) * log2_e : 0.0f;
   alongs[row] = there ? along : 0.0f;
   if (copies.log_sums != nullptr) {
     copies.log_sums[copy_row] = log_sums[row];
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(backward_threads, 1)
         }
 #pragma unroll
         for (int e = 0; e < columns / 2; ++e) {
-          scores[e] = exp2_of(fmaf(scores[e], scale * log2_of_e, -log_sums[e / 2 % 2]));
+          scores[e] = exp2_of(fmaf(scores[e], scale * log2_e, -log_sums[e / 2 % 2]));
         }
       };
       const auto gradients = [&] {

@@ -201,8 +201,8 @@ bool Launch<S>::attention_tangent_bfloat16(Stream stream, Operand<S> q, Cache<co
                                            View<const S> o, View<const S> lse, View<S> to,
                                            View<S> tlse) {
   if constexpr (std::is_same_v<S, float>) {
-    if (q.value.rows == 0 || !in_fours(q.value) || !in_fours(q.tangent)) return false;
-    if (!in_fours(tkeys) || !in_fours(tvalues)) return false;
+    if (q.value.rows == 0 || !in_sixteens(q.value) || !in_sixteens(q.tangent)) return false;
+    if (!in_sixteens(tkeys) || !in_sixteens(tvalues)) return false;
     if (!in_eights(keys) || !in_eights(values) || keys.slots != values.slots) return false;
     const dim3 blocks(grid(blocks_for(q.value.rows, tangent_rows)), grid(shape.heads));
     return with_head_dim(shape.head_dim, [&](auto d) {

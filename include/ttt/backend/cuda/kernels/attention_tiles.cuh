@@ -213,8 +213,6 @@ __device__ inline int col_of(int e) {
   return 2 * (static_cast<int>(threadIdx.x) % 4) + e % 2;
 }
 
-constexpr float log2_e = 1.44269504f;
-
 /// 2^x, 0 where that is no normal number.
 __device__ inline float power_of_two(float x) {
   float power;
@@ -223,11 +221,6 @@ __device__ inline float power_of_two(float x) {
 }
 __device__ inline float exp_of(float x) {
   return power_of_two(x * log2_e);
-}
-template <class F>
-__device__ float quad_reduce(float x, const F& f) {
-  x = f(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return f(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 __device__ inline float quad_sum(float x) {
   return quad_reduce(x, [](float a, float b) { return a + b; });
@@ -271,10 +264,7 @@ struct alignas(16) KeyRange {
   __device__ bool inside(int tile) const { return tile >= inside_begin && tile < inside_end; }
 };
 
-/// Rows that can be read four floats, or eight bfloat16s, at a time.
-inline bool in_fours(const View<const float>& v) {
-  return reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0 && v.stride % 4 == 0;
-}
+/// Caches that can be read eight bfloat16s at a time.
 inline bool in_eights(const Cache<const bfloat16>& cache) {
   return reinterpret_cast<std::uintptr_t>(cache.data) % 16 == 0 &&
          cache.slots * cache.head_dim < Index{1} << 30;

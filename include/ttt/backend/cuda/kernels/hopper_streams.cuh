@@ -42,13 +42,6 @@ __device__ inline int group_row(int e) {
 __device__ inline int group_col(int e) {
   return 2 * (static_cast<int>(threadIdx.x) % 4) + e % 2;
 }
-template <class F>
-__device__ float over_quad(float x, const F& f) {
-  x = f(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return f(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-
-constexpr float log2_of_e = 1.44269504f;
 
 /// Tiles of the keys that a block's queries see, from the newest to the oldest; positions are
 /// relative to the block's first query.
@@ -166,7 +159,7 @@ __device__ void bring_rounded(unsigned char* tile, const View<const float>& from
 
 /// Rows that can be read and written by pairs or fours of floats; absent ones can.
 inline bool in_fours_of_floats(const View<const float>& v) {
-  return v.empty() || (reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0 && v.stride % 4 == 0);
+  return v.empty() || in_sixteens(v);
 }
 /// Caches that can be read 16 bytes at a time, and whose slots can be counted in an int.
 inline bool in_chunks(const Cache<const bfloat16>& c) {

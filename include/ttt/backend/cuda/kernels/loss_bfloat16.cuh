@@ -20,7 +20,7 @@ __device__ float4 four_at(const View<const float>& z, Index t, Index j, float re
 }
 
 __device__ inline float power_of(float x) {
-  return exp2f(x * 1.44269504f);
+  return exp2f(x * log2_e);
 }
 
 /// One row a block. First the running maximum and the sums of powers (and, with tangents, of powers

@@ -237,6 +237,15 @@ __device__ S block_max(S x) {
   return most;
 }
 
+constexpr float log2_e = 1.44269504f;
+
+/// f over four neighbouring lanes, in each of them.
+template <class F>
+__device__ float quad_reduce(float x, const F& f) {
+  x = f(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return f(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
 /// 1 / (1 + exp(-x)), by the exponential that cannot overflow: infinity has no tangent.
 template <class T>
 __device__ T sigmoid(T x) {
