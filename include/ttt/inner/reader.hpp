@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <span>
@@ -35,12 +36,15 @@ class Reader {
         learner_(std::move(learner)),
         options_(options),
         plan_(weights_, learner_, options_),
-        pass_(weights_.model(), weights_.backend(), plan_.caches, plan_.chunk),
+        pass_(weights_.model(), weights_.backend(), plan_.caches, plan_.chunk, plan_.ahead),
         fast_(weights_, learner_, plan_),
         state_(fresh()) {
     const auto chunk = static_cast<std::size_t>(plan_.chunk);
     block_.reserve(chunk + 1);
     marks_.reserve(chunk + 1);
+    if (plan_.ahead > 1) {
+      blocks_.reserve(chunk * static_cast<std::size_t>(plan_.ahead) + 1);
+    }
     nll_.resize(chunk);
     loss_weights_.resize(chunk);
   }
@@ -88,7 +92,7 @@ class Reader {
   }
 
   /// Consumes tokens up to the end of the chunk that is filling; returns how many. Nothing has
-  /// changed if it throws.
+  /// changed if it throws. The `left` tokens are what the next calls will be given, until finish().
   template <class Element>
   Index advance(const Element* tokens, Index left, const std::uint8_t* counts, bool frozen,
                 Scalar* out, ReadReport<Scalar>& report) {
@@ -107,6 +111,7 @@ class Reader {
     }
     if (unscored > 0) out[0] = std::numeric_limits<Scalar>::quiet_NaN();
     if (taken == room) {
+      look_ahead(tokens, left);
       complete_chunk(out + unscored, taken - unscored);
     } else {
       extend_chunk(out + unscored, taken - unscored);
@@ -123,6 +128,16 @@ class Reader {
       state_.marks.assign(1, marks_.back());
     }
     return taken;
+  }
+
+  /// Ends a piece: forgets what was computed ahead of where it ended. A failure to is not told: the
+  /// machine has failed, and will say so when it is asked for anything.
+  void finish() noexcept {
+    try {
+      if (pass_.ahead() > state_.boundary()) forget_keys();
+    } catch (...) {
+    }
+    pass_.forget();
   }
 
   /// See Session::logits.
@@ -153,6 +168,21 @@ class Reader {
     state.logits.reserve(static_cast<std::size_t>(weights_.config().vocabulary));
   }
 
+  /// Runs the lower half over the chunk and the whole ones behind it, if that has not been done.
+  template <class Element>
+  void look_ahead(const Element* tokens, Index left) {
+    const Index position = state_.boundary();
+    const auto pending = static_cast<Index>(state_.pending.size());
+    const Index chunks = std::min(plan_.ahead, (pending + left - 1) / learner_.chunk);
+    if (chunks < 2 || position < pass_.ahead()) return;
+    blocks_.assign(state_.pending.begin(), state_.pending.end());
+    const Index size = chunks * learner_.chunk + 1 - pending;
+    std::transform(tokens, tokens + size, std::back_inserter(blocks_),
+                   [](Element token) { return static_cast<Token>(token); });
+    state_.evaluated = 0;
+    pass_.look_ahead(fast_.tree(), state_.cache.data(), blocks_, position);
+  }
+
   /// Scores the whole chunk as one block and, unless it may not, learns from it.
   void complete_chunk(Scalar* out, Index taken) {
     const Index chunk = learner_.chunk;
@@ -165,18 +195,25 @@ class Reader {
     }
     learn = learn && (has_closed_form<LearnerType> || counted > 0);
     state_.evaluated = 0;  // the block overwrites what was computed piece by piece
-    if (learn && has_closed_form<LearnerType>) {
-      pass_.closed_form(fast_.tree(), fast_.gradients(), state_.cache.data(), block_, position,
-                        nll_);
-    } else if (learn) {
-      const Scalar weight = Scalar(1) / static_cast<Scalar>(counted);
-      for (std::size_t i = 0; i < loss_weights_.size(); ++i) {
-        loss_weights_[i] = (marks_[i + 1] & State::Counted) != 0 ? weight : Scalar(0);
+    const auto run = [&] {
+      if (learn && has_closed_form<LearnerType>) {
+        pass_.closed_form(fast_.tree(), fast_.gradients(), state_.cache.data(), block_, position,
+                          nll_);
+      } else if (learn) {
+        pass_.gradient(fast_.tree(), fast_.gradients(), state_.cache.data(), block_, position,
+                       loss_weights_, nll_);
+      } else {
+        pass_.score(fast_.tree(), state_.cache.data(), block_, position, nll_);
       }
-      pass_.gradient(fast_.tree(), fast_.gradients(), state_.cache.data(), block_, position,
-                     loss_weights_, nll_);
-    } else {
-      pass_.score(fast_.tree(), state_.cache.data(), block_, position, nll_);
+    };
+    const Scalar weight = Scalar(1) / static_cast<Scalar>(std::max<Index>(1, counted));
+    for (std::size_t i = 0; i < loss_weights_.size(); ++i) {
+      loss_weights_[i] = (marks_[i + 1] & State::Counted) != 0 ? weight : Scalar(0);
+    }
+    run();
+    if (pass_.ahead() > position + chunk && !all_finite(nll_)) {
+      finish();  // a later chunk's keys may be to blame: zero times one is not zero
+      run();
     }
     check_finite(nll_, position);
     if (learn) {
@@ -213,6 +250,10 @@ class Reader {
     state_.logits.clear();
   }
 
+  static bool all_finite(std::span<const Scalar> values) {
+    return std::ranges::all_of(values, [](Scalar x) { return std::isfinite(x); });
+  }
+
   void check_finite(std::span<const Scalar> nll, Index position) {
     for (std::size_t i = 0; i < nll.size(); ++i) {
       if (std::isfinite(nll[i])) continue;
@@ -223,15 +264,18 @@ class Reader {
     }
   }
 
-  /// Clears the keys and values of the unfinished chunk, where a failure may have left numbers that
-  /// are not finite: nobody would look at them again, but a saved state must not hold any.
+  /// Clears the keys and values of the unfinished chunk and those computed ahead, where a failure
+  /// may have left numbers that are not finite: nobody would look at them again, but a saved state
+  /// must not hold any.
   void forget_keys() {
     const auto& caches = plan_.caches;
-    const Index first = state_.boundary() % caches.slots;
-    for (Index row = 0; row < 2 * caches.blocks * caches.heads; ++row) {
-      weights_.backend().fill(CacheScalar{},
-                              state_.cache.data() + (row * caches.slots + first) * caches.head_dim,
-                              learner_.chunk * caches.head_dim);
+    const Index end = std::max(pass_.ahead(), state_.boundary() + learner_.chunk);
+    for (Index at = state_.boundary(); at < end; at += learner_.chunk) {
+      for (Index row = 0; row < 2 * caches.blocks * caches.heads; ++row) {
+        const Index slot = row * caches.slots + at % caches.slots;
+        weights_.backend().fill(CacheScalar{}, state_.cache.data() + slot * caches.head_dim,
+                                learner_.chunk * caches.head_dim);
+      }
     }
     state_.evaluated = 0;
   }
@@ -246,6 +290,7 @@ class Reader {
 
   // The block at work: pending tokens and new ones.
   std::vector<Token> block_;
+  std::vector<Token> blocks_;  // those that are looked ahead at
   std::vector<std::uint8_t> marks_;
   std::vector<Scalar> nll_;
   std::vector<Scalar> loss_weights_;

@@ -242,6 +242,10 @@ class Session {
       report.nll.resize(static_cast<std::size_t>(size));
       out = report.nll;
     }
+    struct Piece {
+      detail::Reader<WeightsType, LearnerType>& reader;
+      ~Piece() { reader.finish(); }
+    } const piece{*reader_};
     try {
       while (report.tokens < size && !options.stop.stop_requested()) {
         const Index done = report.tokens;
