@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include <ttt/backend/steps.hpp>
 #include <ttt/backend/workspace.hpp>
 #include <ttt/model/language_model.hpp>
 
@@ -34,7 +35,10 @@ class ChunkPass {
         tokens_(backend.template allocate<Token>(most_rows * ahead + 1)),
         nll_(backend.template allocate<Scalar>(most_rows)),
         loss_weights_(backend.template allocate<Scalar>(most_rows)),
-        saved_(model) {}
+        logits_(backend.template allocate<Scalar>(model.config().vocabulary + 2)),
+        likeliest_(backend.template allocate<Token>(1)),
+        saved_(model),
+        steps_(backend) {}
 
   /// Scalars of scratch that passes over `rows` tokens need, measured without allocating any.
   static Index scratch(const Model& model, const B& backend, const Caches& caches, Index rows,
@@ -64,8 +68,12 @@ class ChunkPass {
     backward(c, model, tree, saved, at, nullptr, nullptr, gradients, caches, cache.data(), nullptr);
     workspace.release(0);
     upper(c, model, tree, {nullptr, rows, 0, {}}, caches, cache.data(), false, saved, &updates);
-    c.make(1, model.config().vocabulary);
     return workspace.peak();
+  }
+  /// Bytes of what such passes take beside scratch.
+  static Index bytes(const Model& model, Index rows, Index ahead) {
+    return (2 * rows + model.config().vocabulary + 2) * static_cast<Index>(sizeof(Scalar)) +
+           (rows * ahead + 2) * static_cast<Index>(sizeof(Token));
   }
 
   /// Runs the lower half over several blocks at once; their keys and values go into the cache. A
@@ -113,23 +121,55 @@ class ChunkPass {
     backend_.to_host(nll_.data(), nll.data(), static_cast<Index>(nll.size()));
   }
 
-  /// Logits of the token after the last; returns the log of the sum of their exponentials, which
-  /// is a finite number if and only if every one is.
-  Scalar logits(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens, Index position,
-                std::span<Scalar> logits) {
-    auto [c, in] = start(tokens, static_cast<Index>(tokens.size()), position);
-    upper(c, model_, tree, in, caches_, cache, false, saved_);
-    const auto y = saved_.upper.output.y;
-    const auto out = c.make(1, model_.config().vocabulary);
-    c.backend.matmul(y.rows_at(y.rows - 1, 1), model_.head(tree), out, Write::Replace);
-    c.backend.log_sum_exp(out, View<Scalar>(nll_.data(), 1, 1));
-    backend_.to_host(out.data, logits.data(), out.cols);
-    Scalar sum = 0;
-    backend_.to_host(nll_.data(), &sum, 1);
-    return sum;
+  /// What is known of the token after the last. The sum is a finite number if and only if every
+  /// logit is.
+  struct Next {
+    Scalar log_sum = 0;  // the log of the sum of the logits' exponentials
+    Scalar most = 0;     // the largest logit
+    Token likeliest = 0;
+  };
+  Next next(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens, Index position) {
+    const Index words = model_.config().vocabulary, rows = static_cast<Index>(tokens.size());
+    const View<Scalar> logits(logits_.data(), 1, words), sums(logits_.data() + words, 1, 2);
+    const auto run = [&](Context<B> c, const Input& in) {
+      upper(c, model_, tree, in, caches_, cache, false, saved_);
+      const auto y = saved_.upper.output.y;
+      c.backend.matmul(y.rows_at(y.rows - 1, 1), model_.head(tree), logits, Write::Replace);
+      c.backend.next_token(logits, sums, likeliest_.data());
+    };
+    if (rows == 1) {
+      forget();
+      steps_(places(tree, cache), tokens[0], tokens_.data(), position, [&](const B& machine) {
+        workspace_.release(0);  // so that it has the same places
+        run({machine, workspace_}, {tokens_.data(), 1, position, {}});
+      });
+    } else {
+      const auto [c, in] = start(tokens, rows, position);
+      run(c, in);
+    }
+    Scalar both[2] = {};
+    Next next;
+    backend_.to_host(sums.data, both, 2);
+    backend_.to_host(likeliest_.data(), &next.likeliest, 1);
+    next.log_sum = both[0];
+    next.most = both[1];
+    return next;
+  }
+  /// All logits of what next() was last asked for.
+  void logits(std::span<Scalar> out) const {
+    backend_.to_host(logits_.data(), out.data(), static_cast<Index>(out.size()));
   }
 
  private:
+  /// Where a step of one token looks, as far as that may change.
+  std::span<const void* const> places(const Tree& tree, const CacheScalar* cache) {
+    places_.assign(1, cache);
+    Model::each(
+        [&](const ParameterName&, const Weight<Scalar>& leaf) { places_.push_back(leaf.data); },
+        tree);
+    return places_;
+  }
+
   struct Saved {
     explicit Saved(const Model& model)
         : lower(model.template lower_saved<View<Scalar>>()),
@@ -223,8 +263,12 @@ class ChunkPass {
   typename B::template Buffer<Token> tokens_;
   typename B::template Buffer<Scalar> nll_;
   typename B::template Buffer<Scalar> loss_weights_;
+  typename B::template Buffer<Scalar> logits_;  // of the next token, then what sums them up
+  typename B::template Buffer<Token> likeliest_;
   Saved saved_;
   Ahead ahead_;
+  std::vector<const void*> places_;
+  StepsOf<B> steps_;
 };
 
 }  // namespace ttt::inline TTT_ABI

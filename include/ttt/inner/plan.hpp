@@ -118,8 +118,8 @@ struct SessionPlan {
     const Index scratch =
         ChunkPass<Model, B>::scratch(weights.model(), weights.backend(), caches, chunk, ahead);
     return caches.size() * static_cast<Index>(sizeof(CacheScalar)) +
-           (learned + learned_size() + scratch + 2 * chunk) * static_cast<Index>(sizeof(Scalar)) +
-           (ahead * chunk + 1) * static_cast<Index>(sizeof(Token));
+           (learned + learned_size() + scratch) * static_cast<Index>(sizeof(Scalar)) +
+           ChunkPass<Model, B>::bytes(weights.model(), chunk, ahead);
   }
 };
 

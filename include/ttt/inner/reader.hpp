@@ -8,6 +8,7 @@
 #include <iterator>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -88,6 +89,7 @@ class Reader {
     if (!fits) fail("session: the state was made by a different model or learner");
     reserve(state);
     state_ = std::move(state);
+    next_.reset();
     fast_.show(weights_, learner_, state_);
   }
 
@@ -142,22 +144,16 @@ class Reader {
 
   /// See Session::logits.
   std::span<const Scalar> logits() {
-    const auto pending = static_cast<Index>(state_.pending.size());
-    if (pending == 0) fail("logits: read at least one token first");
-    if (state_.evaluated < pending) {
-      const Index first = state_.evaluated;
-      state_.logits.resize(static_cast<std::size_t>(weights_.config().vocabulary));
-      state_.log_sum =
-          pass_.logits(fast_.tree(), state_.cache.data(),
-                       std::span(state_.pending).subspan(static_cast<std::size_t>(first)),
-                       state_.boundary() + first, state_.logits);
-      if (!std::isfinite(state_.log_sum)) {
-        forget_keys();
-        fail<NonFiniteError>("logits: one is not finite");
-      }
-      state_.evaluated = pending;
-    }
+    evaluate("logits");
+    bring_logits();
     return state_.logits;
+  }
+
+  /// Their largest, the first of several; they stay where they were computed.
+  Token likeliest() {
+    evaluate("generate");
+    if (next_) return next_->likeliest;
+    return static_cast<Token>(std::ranges::max_element(state_.logits) - state_.logits.begin());
   }
 
  private:
@@ -166,6 +162,30 @@ class Reader {
     state.pending.reserve(static_cast<std::size_t>(learner_.chunk) + 1);
     state.marks.reserve(static_cast<std::size_t>(learner_.chunk) + 1);
     state.logits.reserve(static_cast<std::size_t>(weights_.config().vocabulary));
+  }
+
+  /// Finds out what comes after the pending tokens, if that has not been done.
+  void evaluate(const char* who) {
+    const auto pending = static_cast<Index>(state_.pending.size());
+    if (pending == 0) fail(std::string(who) + ": read at least one token first");
+    if (next_ || state_.evaluated == pending) return;
+    const Index first = state_.evaluated;
+    const auto next = pass_.next(fast_.tree(), state_.cache.data(),
+                                 std::span(state_.pending).subspan(static_cast<std::size_t>(first)),
+                                 state_.boundary() + first);
+    if (!std::isfinite(next.log_sum)) {
+      forget_keys();
+      fail<NonFiniteError>(std::string(who) + ": a logit is not finite");
+    }
+    next_ = next;
+  }
+  void bring_logits() {
+    if (!next_) return;
+    state_.logits.resize(static_cast<std::size_t>(weights_.config().vocabulary));
+    pass_.logits(state_.logits);
+    state_.log_sum = next_->log_sum;
+    state_.evaluated = static_cast<Index>(state_.pending.size());
+    next_.reset();
   }
 
   /// Runs the lower half over the chunk and the whole ones behind it, if that has not been done.
@@ -195,6 +215,7 @@ class Reader {
     }
     learn = learn && (has_closed_form<LearnerType> || counted > 0);
     state_.evaluated = 0;  // the block overwrites what was computed piece by piece
+    next_.reset();
     const auto run = [&] {
       if (learn && has_closed_form<LearnerType>) {
         pass_.closed_form(fast_.tree(), fast_.gradients(), state_.cache.data(), block_, position,
@@ -226,9 +247,15 @@ class Reader {
   /// Scores the part of the chunk that is there, beginning where the last piece ended.
   void extend_chunk(Scalar* out, Index taken) {
     const auto pending = std::max<Index>(1, static_cast<Index>(state_.pending.size()));
-    Index first = state_.evaluated;
+    const bool foreseen = next_ && block_[static_cast<std::size_t>(pending)] == next_->likeliest;
+    if (foreseen) {
+      out[0] = next_->log_sum - next_->most;
+    } else {
+      bring_logits();
+    }
+    const Index first = foreseen ? pending : state_.evaluated;
     const Index targets_end = pending + taken;  // in block_
-    if (first == pending) {
+    if (first == pending && !foreseen) {
       const auto target = static_cast<std::size_t>(block_[static_cast<std::size_t>(pending)]);
       out[0] = state_.log_sum - state_.logits[target];
     }
@@ -248,6 +275,7 @@ class Reader {
     state_.marks.assign(marks_.begin(), marks_.end());
     state_.evaluated = targets_end - 1;
     state_.logits.clear();
+    next_.reset();
   }
 
   static bool all_finite(std::span<const Scalar> values) {
@@ -278,6 +306,7 @@ class Reader {
       }
     }
     state_.evaluated = 0;
+    next_.reset();
   }
 
   WeightsType weights_;
@@ -287,6 +316,7 @@ class Reader {
   ChunkPass<Model, B> pass_;
   FastWeights<WeightsType, LearnerType> fast_;
   State state_;
+  std::optional<typename ChunkPass<Model, B>::Next> next_;  // behind the pending tokens
 
   // The block at work: pending tokens and new ones.
   std::vector<Token> block_;

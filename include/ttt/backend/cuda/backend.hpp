@@ -14,7 +14,9 @@
 #include <ttt/backend/cuda/device.hpp>
 #include <ttt/backend/cuda/launch.hpp>
 #include <ttt/backend/cuda/logits.hpp>
+#include <ttt/backend/cuda/steps.hpp>
 #include <ttt/backend/cuda/tensor_cores.hpp>
+#include <ttt/backend/steps.hpp>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda {
@@ -71,6 +73,9 @@ class Backend {
 
   /// Waits until everything put on the stream is done. Throws cuda::Error when something failed.
   void synchronize() const { device_->synchronize(); }
+
+  /// A step of one token is the same at every position but for that: see Steps.
+  using Steps = std::conditional_t<fast, cuda::Steps<Backend>, PlainSteps<Backend>>;
 
   /// The most bytes that this backend and its copies have held at a time.
   Index peak_bytes() const { return device_->peak_bytes(); }
@@ -166,7 +171,7 @@ class Backend {
   void rope_angles(Index position, const double* frequencies, Out out) const {
     detail::Frequencies all = {};
     std::copy_n(frequencies, out.cols / 2, all.of);
-    Launch::rope_angles(next(), position, all, out);
+    Launch::rope_angles(next(), place(position), all, out);
   }
   void head_norm_rope(In x, Norm<S> norm, In angles, RopeLayout layout, Out y, Out inverse) const {
     Launch::head_norm_rope(next(), false, {x, {}}, norm, angles, layout, y, inverse);
@@ -228,20 +233,24 @@ class Backend {
                         Cache<CacheScalar> keys, Cache<CacheScalar> values, Index position) const
       requires(fast) {
     return Launch::rotate_and_store(next(), q, k, v, q_norm, k_norm, angles, layout, y, q_inverse,
-                                    k_inverse, keys, values, position);
+                                    k_inverse, keys, values, place(position));
   }
 
   void store(In rows, Cache<CacheScalar> cache, Index position) const {
+    check_records_nothing();
     Launch::store(next(), rows, cache, position);
   }
   void attention(In q, CacheIn keys, CacheIn values, AttentionShape shape, Out o, Out lse) const {
     if constexpr (fast) {
-      if (q.rows <= detail::TensorCores::few_rows &&
-          device_->with_scratch(Launch::attention_decode_scratch(shape, q.rows), [&](void* memory) {
-            return Launch::attention_decode(next(), q, keys, values, shape, o, lse, memory);
-          })) {
-        return;
+      if (q.rows <= detail::TensorCores::few_rows) {
+        const detail::Place at = place(shape.position);
+        const auto start = [&](void* scratch) {
+          return Launch::attention_decode(next(), q, keys, values, shape, at, o, lse, scratch);
+        };
+        const Index scratch = Launch::attention_decode_scratch(shape, at, keys.slots, q.rows);
+        if (device_->with_scratch(scratch, start)) return;
       }
+      check_records_nothing();
       if (Launch::attention_bfloat16(next(), q, keys, values, shape, o, lse)) return;
     }
     Launch::attention(next(), false, {q, {}}, Keys{keys, values, {}, {}}, shape, o, lse);
@@ -333,7 +342,11 @@ class Backend {
     });
   }
 
-  void log_sum_exp(In logits, Out out) const { Launch::log_sum_exp(next(), logits, out); }
+  void next_token(In logits, Out out, Token* likeliest) const {
+    device_->with_scratch(Launch::next_token_scratch(logits.rows), [&](void* scratch) {
+      Launch::next_token(next(), logits, out, likeliest, scratch);
+    });
+  }
 
   // ---- flat vectors -----------------------------------------------------------------------------
 
@@ -353,6 +366,19 @@ class Backend {
   }
 
  private:
+  friend cuda::Steps<Backend>;
+
+  /// On a stream of its own, for graphs: what is at `position` now will be at *base.
+  Backend(const Backend& other, Index position, const Index* base)
+      : Backend(std::make_shared<const detail::Device>(other.device_->index()), true) {
+    recorded_ = position;
+    base_ = base;
+  }
+  detail::Place place(Index position) const { return {position - recorded_, base_}; }
+  void check_records_nothing() const {
+    if (base_ != nullptr) ttt::detail::fail<detail::NoGraph>("CUDA: no graph of such a step");
+  }
+
   Backend(std::shared_ptr<const detail::Device> device, bool own_stream)
       : device_(std::move(device)) {
     if constexpr (fast) {
@@ -390,6 +416,8 @@ class Backend {
 
   std::shared_ptr<const detail::Device> device_;
   std::shared_ptr<detail::TensorCores> tensor_cores_;  // under Bfloat16
+  Index recorded_ = 0;
+  const Index* base_ = nullptr;
 };
 
 }  // namespace cuda
