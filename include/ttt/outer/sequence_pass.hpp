@@ -11,11 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include <ttt/inner/plan.hpp>
 #include <ttt/outer/inner_states.hpp>
-#include <ttt/outer/lower_pass.hpp>
-#include <ttt/outer/options.hpp>
-#include <ttt/outer/upper_pass.hpp>
+#include <ttt/outer/sequence_plan.hpp>
 
 namespace ttt::inline TTT_ABI {
 
@@ -42,7 +39,6 @@ template <class Model, class B, class LearnerType, class Order>
 class SequencePass {
   using Scalar = typename B::Scalar;
   using CacheScalar = typename B::CacheScalar;
-  using Caches = CacheShape<Scalar, CacheScalar>;
   using Record = UpperRecord<Model, Scalar>;
   using States = InnerStates<Model, B, LearnerType>;
   using Input = UpperInput<Scalar>;
@@ -50,104 +46,7 @@ class SequencePass {
   using Gradients = typename Model::template Parameters<View<Scalar>>;
 
  public:
-  /// The sizes of everything a pass takes, found without taking it. Throws Error when the length is
-  /// no multiple of the learner's chunk.
-  struct Plan {
-    Index length, sequences;  // at most so many
-    Index chunk, chunks, learned, slots, segment;
-    Caches caches;  // of the upper half's attentions, for a sequence
-    Index record;   // scratch that a chunk of a segment keeps, for all
-    Index scratch;  // of a pass that keeps nothing, and of tangents, for all
-    Index lower;    // for a sequence
-    ops::InPlaceRule rule;
-
-    Plan(const Model& model, const B& backend, const LearnerType& learner,
-         const MetaOptions& options, Index length_)
-        : length(length_),
-          sequences(options.stacked),
-          learned(learned_count(model, learner, "training")),
-          slots(static_cast<Index>(LearnerType::slots)) {
-      if (sequences < 1 || sequences > most_sequences) {
-        detail::fail("training: MetaOptions::stacked is " + std::to_string(sequences) +
-                     ", expected from 1 to " + std::to_string(most_sequences));
-      }
-      chunk = learned > 0 ? learner.chunk : length;
-      if constexpr (has_closed_form<LearnerType>) {
-        learned = 0;  // all of it lies in the lower half, which knows how it learns
-        if (learner.clip > 0) {
-          detail::fail("training: an InPlaceLoop can clip what it adds while reading only");
-        }
-      }
-      if (length < 1 || chunk < 1 || length % chunk != 0) {
-        detail::fail("training: a sequence of " + std::to_string(length) +
-                     " tokens is not a whole number of chunks of " + std::to_string(chunk));
-      }
-      chunks = length / chunk;
-      const Config& config = model.config();
-      if (config.head_dim > B::most_head_dim) {
-        detail::fail("training: head_dim " + std::to_string(config.head_dim) +
-                     " is more than this backend's " + std::to_string(B::most_head_dim));
-      }
-      caches = {std::max<Index>(0, config.suffix_blocks - 1), config.key_heads, length,
-                config.head_dim};
-      rule = in_place_rule(learner);
-      lower = LowerPass<Model, B>::size(model, backend, length, options.recompute, rule);
-      measure(model, backend, learner);
-      segment = options.keep.segment(chunks, state(), record + 2 * sequences * learned);
-    }
-
-    Index state() const { return sequences * learned * (1 + slots); }
-    Index segments() const { return (chunks + segment - 1) / segment; }
-
-    /// Scalars of all that a pass takes.
-    Index size() const {
-      const Index states = segments() + segment + 2, gradients = (segment + 1) * learned;
-      const Index each = lower + scalars_of<Scalar, CacheScalar>(caches.size()) + caches.size() +
-                         scalars_of<Scalar, Token>(2 * length + 1) + 2 * length + gradients;
-      return sequences * each + states * state() + segment * record + scratch;
-    }
-
-   private:
-    static constexpr Index most_sequences = 4096;
-
-    void measure(const Model& model, const B& backend, const LearnerType& learner) {
-      const DryRun<B> dry(backend);
-      auto memory = dry.template allocate<Scalar>(0);
-      auto cache = dry.template allocate<CacheScalar>(0);
-      Workspace<DryRun<B>> workspace(dry, most_elements);
-      const Tree tree = model.template shaped_tree<Weight<Scalar>>();
-      const Gradients none = model.template tree<View<Scalar>>();
-      auto moving = model.template tree<DualWeight<Scalar>>();
-      Model::each(
-          [&](const ParameterName& name, const Weight<Scalar>& from, DualWeight<Scalar>& to) {
-            to = StackedWeight<Scalar>(from);
-            if (learned == 0 || !learner.learns(name) || !Order::exact) return;
-            to.tangent = Weight<Scalar>(View<const Scalar>(memory.data(), from.rows, from.cols));
-          },
-          tree, moving);
-      const View<Scalar> whole(memory.data(), length, model.config().width);
-      const std::vector<View<Scalar>> h(static_cast<std::size_t>(sequences), whole);
-      const auto cached = [&](Index i) {
-        return memory_of(model, caches, cache.data(), memory.data(), i, sequences);
-      };
-      Record out(model);
-      const auto* gradients = learned > 0 ? &none : nullptr;
-      const auto values = [&](Workspace<DryRun<B>>& to, Recorded recorded) {
-        const Input in{stack(dry, to, h, 0, chunk), 0, nullptr, nullptr, sequences};
-        upper_values(Context<DryRun<B>>{dry, to}, model, tree, in, cached, gradients, recorded,
-                     memory.data(), out);
-        return in;
-      };
-      values(workspace, Recorded::Nothing);
-      scratch = workspace.peak();
-      Workspace<DryRun<B>> recorded(dry, most_elements);
-      const Input in = values(recorded, Order::exact ? Recorded::All : Recorded::Forward);
-      record = recorded.peak();
-      Workspace<DryRun<B>> tangents(dry, most_elements);
-      upper_tangents(dry, tangents, model, moving, in, cached, 1, none, out);
-      scratch = std::max(scratch, tangents.peak());
-    }
-  };
+  using Plan = SequencePlan<Model, B, LearnerType, Order>;
 
   /// Throws Error when memory runs out. Keeps references to the model and the backend.
   SequencePass(const Model& model, const B& backend, const Plan& plan, const MetaOptions& options)
@@ -231,36 +130,9 @@ class SequencePass {
     std::vector<Step> steps;  // of every sequence
   };
 
-  /// The chunk's rows of every sequence, one sequence's under the other's.
-  template <class B2>
-  static View<const Scalar> stack(const B2& backend, Workspace<B2>& workspace,
-                                  const std::vector<View<Scalar>>& h, Index first, Index rows) {
-    if (h.size() == 1) return h.front().rows_at(first, rows);
-    const Index n = static_cast<Index>(h.size());
-    const auto all = workspace.matrix(n * rows, h.front().cols);
-    for (Index s = 0; s < n; ++s) {
-      const auto own = h[static_cast<std::size_t>(s)].rows_at(first, rows);
-      backend.copy(own.data, all.part(s, n).data, own.shape().size());
-    }
-    return all;
-  }
-
-  static ops::KeyValues<Scalar, CacheScalar> memory_of(const Model& model, const Caches& caches,
-                                                       CacheScalar* data, Scalar* gradients,
-                                                       Index block, Index sequences) {
-    const Index i = block - model.config().prefix_blocks - 1;
-    auto memory = caches.at(data, i);
-    const Index width = caches.heads * caches.head_dim, size = caches.slots * width;
-    Scalar* const first = gradients + 2 * i * size;
-    memory.dkeys = {first, caches.slots, width};
-    memory.dvalues = {first + size, caches.slots, width};
-    memory.sequences = sequences;
-    memory.apart = caches.size();
-    return memory;
-  }
   auto caches() {
     return [this](Index i) {
-      return memory_of(model_, plan_.caches, cache_.data(), cache_gradient_.data(), i, sequences());
+      return plan_.key_values(model_, cache_.data(), cache_gradient_.data(), i, sequences());
     };
   }
 
@@ -276,7 +148,7 @@ class SequencePass {
 
   Input input(Index chunk, Workspace<B>& workspace) {
     const Index first = chunk * plan_.chunk;
-    return {stack(backend_, workspace, h_, first, plan_.chunk), first,
+    return {stack_rows(backend_, workspace, h_, first, plan_.chunk), first,
             targets_.data() + first_of(chunk), loss_weights_.data() + first_of(chunk), sequences()};
   }
 

@@ -4,6 +4,8 @@
 /// the outer gradient as the tangent of both.
 #pragma once
 
+#include <vector>
+
 #include <ttt/model/language_model.hpp>
 #include <ttt/ops/cross_entropy.hpp>
 
@@ -20,6 +22,21 @@ struct UpperInput {
   const Scalar* loss_weights = nullptr;  // of every target in its sequence's chunk's loss
   Index sequences = 1;
 };
+
+/// Some rows of every sequence, one sequence's under the other's.
+template <class B>
+View<typename B::Scalar> stack_rows(const B& backend, Workspace<B>& workspace,
+                                    const std::vector<View<typename B::Scalar>>& of, Index first,
+                                    Index rows) {
+  if (of.size() == 1) return of.front().rows_at(first, rows);
+  const Index n = static_cast<Index>(of.size());
+  const auto all = workspace.matrix(n * rows, of.front().cols);
+  for (Index s = 0; s < n; ++s) {
+    const auto own = of[static_cast<std::size_t>(s)].rows_at(first, rows);
+    backend.copy(own.data, all.part(s, n).data, own.shape().size());
+  }
+  return all;
+}
 
 /// What the first pass leaves for the second.
 template <class Model, class Scalar>
