@@ -175,10 +175,12 @@ TEST_CASE("Trainer: how many sequences go together is a matter of speed, also wh
   const std::string folder = temporary.path("run");
   auto undisturbed = make(options());
   run_all(*undisturbed);
-  auto first = make(options(folder));
-  first->run([&](const TrainingStep& step) {
-    if (step.step + 1 == 6) first->request_stop();
-  });
+  {
+    auto first = make(options(folder));
+    first->run([&](const TrainingStep& step) {
+      if (step.step + 1 == 6) first->request_stop();
+    });
+  }
   TrainerOptions together = options(folder);
   together.meta.stacked = 2;  // of a batch of three
   auto rest = make(together);
