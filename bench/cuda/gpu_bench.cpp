@@ -339,8 +339,10 @@ const bool registered = [] {
     add("meta_gradient/" + size + "/length:8192/batch:1",
         [=](State& s) { meta_gradient<Fast>(s, e2e, 8192, 1, {.recompute = large}); });
     if (large) return;
-    add("meta_gradient/" + size + "/length:8192/batch:4",
-        [=](State& s) { meta_gradient<Fast>(s, e2e, 8192, 4, {}); });
+    for (const Index stacked : {1, 2, 4}) {  // one after the other, in pairs, together
+      add("meta_gradient/" + size + "/length:8192/batch:4/stacked:" + std::to_string(stacked),
+          [=](State& s) { meta_gradient<Fast>(s, e2e, 8192, 4, {.stacked = stacked}); });
+    }
     add("read/" + size + "/exact/at:128K",
         [=](State& s) { read_chunks<Cuda>(s, e2e, learner, 131072, 1); });
     add("decode/" + size + "/exact/at:16K", [=](State& s) { decode<Cuda>(s, e2e, 16384); });
