@@ -25,6 +25,14 @@ struct SessionOptions {
 
 namespace detail {
 
+/// A backend that multiplies in bfloat16 may have weights that learn in it too, beside those it
+/// adds to, rounded once a step and not in every product.
+template <class B>
+inline constexpr bool narrows = requires(const B& backend, const typename B::Scalar* from,
+                                         bfloat16* to) {
+  backend.narrow(from, to, Index{0});
+};
+
 /// Scalars of what learns. Throws Error, in the name of `who`, unless all of it is in MLPs of the
 /// suffix (nothing before them is reached by the inner gradient) or, for a learner in closed form,
 /// in InPlaceMLPs.
@@ -119,6 +127,7 @@ struct SessionPlan {
         ChunkPass<Model, B>::scratch(weights.model(), weights.backend(), caches, chunk, ahead);
     return caches.size() * static_cast<Index>(sizeof(CacheScalar)) +
            (learned + learned_size() + scratch) * static_cast<Index>(sizeof(Scalar)) +
+           (narrows<B> ? learned : 0) * static_cast<Index>(sizeof(bfloat16)) +
            ChunkPass<Model, B>::bytes(weights.model(), chunk, ahead);
   }
 };

@@ -118,6 +118,10 @@ class Backend {
     device_->copy(next(), from, to, size, cudaMemcpyDeviceToDevice);
   }
   void widen(Weight<S> w, Out out) const { Launch::widen(next(), w, out); }
+  /// Rounds `size` elements.
+  void narrow(const S* from, bfloat16* to, Index size) const requires(fast) {
+    Launch::round(next(), In(from, 1, size), Narrow(to, 1, size));
+  }
   void fill(S value, S* to, Index size) const { Launch::fill(next(), value, to, size); }
   void fill(bfloat16 value, bfloat16* to, Index size) const requires(fast) {
     Launch::fill(next(), value, to, size);
