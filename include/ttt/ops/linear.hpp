@@ -3,6 +3,8 @@
 /// Linear maps without bias, and the residual sum.
 #pragma once
 
+#include <array>
+
 #include <ttt/ops/context.hpp>
 
 namespace ttt::inline TTT_ABI {
@@ -27,6 +29,26 @@ DualView<typename B::Scalar> linear(TangentContext<B>& c, const DualView<typenam
     c.backend.matmul(x.value, w.tangent, y.tangent, x.moves() ? Write::Add : Write::Replace);
   }
   return y;
+}
+
+/// x · w of each weight, as linear gives them one after the other. A backend may have them in one
+/// primitive, matmul_each.
+template <class B, class... Weights>
+std::array<View<typename B::Scalar>, sizeof...(Weights)> linears(Context<B>& c,
+                                                                 View<const typename B::Scalar> x,
+                                                                 const Weights&... weights) {
+  const std::array<Weight<typename B::Scalar>, sizeof...(Weights)> w{weights...};
+  const std::array<View<typename B::Scalar>, sizeof...(Weights)> y{c.make(x.rows, weights.cols)...};
+  if constexpr (requires { c.backend.matmul_each(x, w, y); }) {
+    if (c.backend.matmul_each(x, w, y)) return y;
+  }
+  for (std::size_t i = 0; i < w.size(); ++i) c.backend.matmul(x, w[i], y[i], Write::Replace);
+  return y;
+}
+template <class B, class... Weights>
+std::array<DualView<typename B::Scalar>, sizeof...(Weights)> linears(
+    TangentContext<B>& c, const DualView<typename B::Scalar>& x, const Weights&... weights) {
+  return {linear(c, x, weights)...};
 }
 
 /// dw = xᵀ · dy (replaced or added to, as the context says) and dx (+)= dy · wᵀ; an absent one is

@@ -127,9 +127,6 @@ class TensorCores {
     const View<const float> from = w.stored<float>();
     return (from.rows * rounded_stride(from) * 2 + alignment - 1) / alignment * alignment;
   }
-  static bool overlap(const View<const float>& a, const View<const float>& b) {
-    return a.data < b.row(b.rows - 1) + b.cols && b.data < a.row(a.rows - 1) + a.cols;
-  }
 
   View<bfloat16> place_for(const View<float>& result) {
     if (!remember_ || result.empty() || result.rows <= few_rows) return {};
