@@ -342,3 +342,117 @@ TEST_CASE("a norm may be written where what was summed is no longer wanted") {
   const auto got = on_host(gpu, x.data(), rows * cols);
   CHECK(relative_error<float>({got.data(), rows, cols}, want[2].view()) <= 2e-5);
 }
+
+TEST_CASE("a product, its sum and the norm of that have the bits that they have apart") {
+  Random random{7};
+  const Fast gpu;
+  cudaStream_t stream = nullptr;
+  REQUIRE(cudaStreamCreate(&stream) == cudaSuccess);
+  {
+    const Fast at_once(0, stream);
+    for_weights([&](Index rows, Index depth, Index gap, bool transposed, bool narrow) {
+      for (Index cols : {8, 100, 131, 768, 4100}) {
+        if (cols > 1000 && depth != 8) continue;
+        for (const bool has_norm : {false, true}) {
+          CAPTURE(cols);
+          CAPTURE(has_norm);
+          const Sum sum(random, rows, cols, gap, has_norm, cols != 100);
+          const auto in = Matrix<float>::input(random, rows, depth, gap);
+          const StoredWeight<float> w(random, {depth, cols}, transposed, narrow, gap);
+          const auto run = [&](const Fast& b, bool apart) {
+            auto h = sum.h, x = sum.out, out = sum.out, y = out, inverse = sum.inverse,
+                 last = inverse;
+            {
+              StagedCall<Fast> call(b);
+              const View<const float> from = call(in.view());
+              const auto weight = call(w.weight());
+              const auto first = call(h.view()), product = call(x.view());
+              const auto to = sum.in_place ? first : call(out.view());
+              const auto result = call(y.view()), of_sum = call(inverse.view());
+              const auto of_result = call(last.view());
+              const auto post = call(sum.norm.norm()), pre = call(sum.next.norm());
+              b.matmul(from, weight, product, Write::Replace);
+              if (apart) b.synchronize();
+              if (has_norm) {
+                b.add_rms_norm(first, product, post, to, of_sum);
+              } else {
+                b.add(first, product, to);
+              }
+              if (apart) b.synchronize();
+              b.rms_norm(to, pre, result, of_result);
+            }
+            return results(h, x, out, inverse, y, last);
+          };
+          const auto got = run(gpu, false);
+          CHECK(same(got, run(gpu, true)));
+          CHECK(same(got, run(at_once, false)));
+          if (rows > 8) continue;  // rounded
+          auto x = got[1].as<double>(), h = sum.h.as<double>(), y = h;
+          exact.matmul(in.as<double>().view(), w.as<double>().weight(), x.view(), Write::Replace);
+          if (has_norm) {
+            exact.add_rms_norm(h.view(), x.view(), sum.norm.as<double>().norm(), h.view(), {});
+          } else {
+            exact.add(h.view(), x.view(), h.view());
+          }
+          exact.rms_norm(h.view(), sum.next.as<double>().norm(), y.view(), {});
+          check_near(got[1], x);
+          check_near(got[sum.in_place ? 0 : 2], h);
+          check_near(got[4], y);
+        }
+      }
+    });
+  }
+  CHECK(cudaStreamDestroy(stream) == cudaSuccess);
+}
+
+TEST_CASE("a product waits for its sum only, and for no norm that would be in its way") {
+  Random random{8};
+  const Fast gpu;
+  const Index rows = 3, width = 40;
+  const Sum sum(random, rows, width, 0, true, true);
+  const auto in = Matrix<float>::input(random, rows, width);
+  const StoredWeight<float> w(random, {width, width}, false, true);
+  auto product = Matrix<double>::output(rows, width), twice = product, h = sum.h.as<double>();
+  auto y = product;
+  exact.matmul(in.as<double>().view(), w.as<double>().weight(), product.view(), Write::Replace);
+  exact.matmul(product.view(), w.as<double>().weight(), twice.view(), Write::Replace);
+  exact.add(h.view(), product.view(), h.view());
+  exact.rms_norm(h.view(), sum.next.as<double>().norm(), y.view(), {});
+  const auto on_gpu = [&](const Matrix<float>& m) {
+    auto buffer = gpu.allocate<float>(rows * width);
+    gpu.to_device(m.view().data, buffer.data(), rows * width);
+    return buffer;
+  };
+  auto x = on_gpu(in), a = on_gpu(in), b = on_gpu(in), stream = on_gpu(sum.h);
+  StagedCall<Fast> call(gpu);
+  const auto weight = call(w.weight());
+  const auto norm = call(sum.next.norm());
+  const auto view = [&](auto& buffer) { return View<float>(buffer.data(), rows, width); };
+  const auto check = [&](auto& buffer, const Matrix<double>& want) {
+    const auto values = on_host(gpu, buffer.data(), rows * width);
+    CHECK(relative_error<float>({values.data(), rows, width}, want.view()) <= 2e-5);
+  };
+  // Another product reads it.
+  gpu.matmul(view(x), weight, view(a), Write::Replace);
+  gpu.matmul(view(a), weight, view(b), Write::Replace);
+  check(a, product);
+  check(b, twice);
+  // The norm goes where the product reads.
+  gpu.matmul(view(x), weight, view(a), Write::Replace);
+  gpu.add(view(stream), view(a), view(stream));
+  gpu.rms_norm(view(stream), norm, view(x), {});
+  check(x, y);
+  check(stream, h);
+  check(a, product);
+  // A sum with something else, and the product added to.
+  gpu.to_device(in.view().data, x.data(), rows * width);
+  gpu.matmul(view(x), weight, view(a), Write::Replace);
+  gpu.add(view(b), view(b), view(b));
+  gpu.matmul(view(x), weight, view(a), Write::Add);
+  for (auto* each : {&product, &twice}) {
+    const auto once = *each;
+    exact.add(each->view(), once.view(), each->view());
+  }
+  check(a, product);
+  check(b, twice);
+}

@@ -250,8 +250,10 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   void attention(In q, CacheIn keys, CacheIn values, AttentionShape shape, Out o, Out lse) const {
     if constexpr (fast) {
       if (q.rows <= detail::TensorCores::few_rows &&
+          q.rows * shape.heads <= detail::Device::counters &&
           device_->with_scratch(Launch::attention_decode_scratch(shape, q.rows), [&](void* memory) {
-            return Launch::attention_decode(next(), q, keys, values, shape, o, lse, memory);
+            return Launch::attention_decode(next(), q, keys, values, shape, o, lse, memory,
+                                            device_->counter());
           })) {
         return;
       }

@@ -116,6 +116,10 @@ class Device {
     return f(scratch_);
   }
 
+  /// Counters that kernels find at zero and leave at zero, to know their last block by.
+  static constexpr Index counters = 4096;
+  unsigned* counter() const { return counters_; }
+
   /// Blocks of the first stage of a sum, and where their results go.
   static constexpr int sum_blocks = 512;
   double* partial_sums() const { return partial_sums_; }
@@ -158,6 +162,8 @@ class Device {
       std::uint64_t keep = std::numeric_limits<std::uint64_t>::max();
       check(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep),
             "a memory pool");
+      counters_ = static_cast<unsigned*>(allocate(counters * sizeof(unsigned)));
+      check(cudaMemsetAsync(counters_, 0, counters * sizeof(unsigned), stream_), "zeros");
       partial_sums_ = static_cast<double*>(allocate(sum_blocks * sizeof(double)));
       check(cudaMallocHost(reinterpret_cast<void**>(&sum_), sizeof(double)), "memory of the host");
     } catch (...) {
@@ -168,6 +174,7 @@ class Device {
 
   /// Errors are ignored: at the end of a process the driver may be gone already.
   void close() {
+    if (counters_ != nullptr) deallocate(counters_);
     if (partial_sums_ != nullptr) deallocate(partial_sums_);
     if (scratch_ != nullptr) deallocate(scratch_);
     static_cast<void>(cudaStreamSynchronize(stream()));
@@ -181,6 +188,7 @@ class Device {
   cudaStream_t stream_;
   bool owns_stream_ = false;
   cudaMemPool_t pool_ = nullptr;
+  unsigned* counters_ = nullptr;
   double* partial_sums_ = nullptr;
   double* sum_ = nullptr;
   mutable std::mutex sum_mutex_, scratch_mutex_;

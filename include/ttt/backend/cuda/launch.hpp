@@ -32,6 +32,14 @@ inline bool overlap(const View<const float>& a, const View<const float>& b) {
   return a.data < b.row(b.rows - 1) + b.cols && b.data < a.row(a.rows - 1) + a.cols;
 }
 
+/// A product of a few rows: y = x · w.
+template <class S>
+struct FewRows {
+  View<const S> x;
+  Weight<S> w;
+  View<S> y;
+};
+
 /// A sum on the residual stream: out = h + x, or h + rms_norm(x).
 template <class S>
 struct ResidualSum {
@@ -76,6 +84,9 @@ struct [[gnu::visibility("hidden")]] Launch {
   /// nothing done, where there is no kernel: rows that do not lie in fours of floats or are long.
   static bool sum_and_norm(Stream, const ResidualSum<S>&, Norm<S>, View<S> y, View<S> inverse,
                            View<bfloat16> rounded);
+  /// A product, the sum that it is the x of, and the norm of that, likewise. A counter a row.
+  static bool product_sum_and_norm(Stream, const FewRows<S>&, const ResidualSum<S>&, Norm<S>,
+                                   View<S> y, View<S> inverse, unsigned* counters);
   static void rms_norm_backward(Stream, bool tangents, Operand<S> x, Norm<S>, Operand<S> inverse,
                                 Operand<S> dy, View<S> dx, Write, View<S> dscale, void* scratch,
                                 View<bfloat16> rounded = {});
@@ -114,10 +125,10 @@ struct [[gnu::visibility("hidden")]] Launch {
                                  View<S> dq, View<S> dkeys, View<S> dvalues, Index first);
 
   /// A few queries' attention, at the speed of the memory. False, and nothing done, where there is
-  /// no kernel: heads whose size is no multiple of 8.
+  /// no kernel: heads whose size is no multiple of 8. A counter a row and head.
   static bool attention_decode(Stream, View<const S> q, Cache<const bfloat16> keys,
                                Cache<const bfloat16> values, AttentionShape, View<S> o, View<S> lse,
-                               void* scratch);
+                               void* scratch, unsigned* counters);
   static Index attention_decode_scratch(AttentionShape, Index rows);  // bytes
 
   /// On tensor cores, what is multiplied rounded to bfloat16. False, and nothing done, where there

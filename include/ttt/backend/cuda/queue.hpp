@@ -8,14 +8,14 @@
 
 #include <ttt/backend/cuda/device.hpp>
 #include <ttt/backend/cuda/launch.hpp>
-#include <ttt/backend/cuda/pending_sum.hpp>
+#include <ttt/backend/cuda/pending_work.hpp>
 #include <ttt/backend/cuda/tensor_cores.hpp>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 
 /// The stream of a backend. A `fast` one, with products in bfloat16, remembers between one thing
-/// and the next: operands that are rounded, and a sum that may become one with its norm. So
+/// and the next: operands that are rounded, and work that may become one with what follows. So
 /// everything goes through here. Copies share all of it.
 template <class S, bool fast>
 class Queue {
@@ -26,7 +26,7 @@ class Queue {
   Queue(std::shared_ptr<const Device> device, bool own_stream) : device_(std::move(device)) {
     if constexpr (fast) {
       tensor_cores_ = std::make_shared<TensorCores>(device_, own_stream);
-      sums_ = std::make_shared<PendingSum>(device_, own_stream);
+      pending_ = std::make_shared<PendingWork>(device_, own_stream);
     }
   }
 
@@ -35,7 +35,7 @@ class Queue {
   /// The stream, for a caller who may put anything on it at any time.
   cudaStream_t stream_for_caller() const {
     if constexpr (fast) {
-      sums_->never_wait();
+      pending_->never_wait();
       tensor_cores_->never_remember();
     }
     return device_->stream();
@@ -67,8 +67,12 @@ class Queue {
 
   /// c (+)= a · b; under Bfloat16 either may be in that already.
   void product(Weight<S> a, Weight<S> b, Out c, Write write) const {
-    start_pending();
     if constexpr (fast) {
+      if (c.rows <= TensorCores::few_rows && !a.transposed && !a.narrow) {
+        tensor_cores_->forget();
+        return pending_->product({a.template stored<S>(), b, c}, write);
+      }
+      start_pending();
       tensor_cores_->multiply(a, b, c, write);
     } else {
       Launch<S>::matmul(next(), a.template stored<S>(), a.transposed, b, c, write);
@@ -79,7 +83,7 @@ class Queue {
   void sum(const ResidualSum<S>& sum) const {
     if constexpr (fast) {
       tensor_cores_->forget();
-      sums_->add(sum);
+      pending_->add(sum);
     } else if (sum.has_norm) {
       Launch<S>::rms_norm(next(), false, {sum.x, {}}, sum.norm, {sum.h, {}}, sum.out, sum.inverse);
     } else {
@@ -90,7 +94,7 @@ class Queue {
   void norm(In x, Norm<S> norm, Out y, Out inverse) const {
     if constexpr (fast) {
       tensor_cores_->rounding(
-          [&](View<bfloat16> rounded) { sums_->norm(x, norm, y, inverse, rounded); }, y);
+          [&](View<bfloat16> rounded) { pending_->norm(x, norm, y, inverse, rounded); }, y);
     } else {
       Launch<S>::rms_norm(next(), false, {x, {}}, norm, {}, y, inverse);
     }
@@ -98,11 +102,11 @@ class Queue {
 
  private:
   void start_pending() const {
-    if constexpr (fast) sums_->start();
+    if constexpr (fast) pending_->start();
   }
 
   std::shared_ptr<TensorCores> tensor_cores_;  // these under Bfloat16
-  std::shared_ptr<PendingSum> sums_;
+  std::shared_ptr<PendingWork> pending_;
 };
 
 }  // namespace cuda::detail

@@ -9,6 +9,8 @@
 /// in bytes, is read by every block, from the cache.
 #pragma once
 
+#include <ttt/backend/cuda/kernels/last_block.cuh>
+#include <ttt/backend/cuda/kernels/norms.cuh>
 #include <ttt/backend/cuda/kernels/tensor_cores.cuh>
 
 namespace ttt::inline TTT_ABI {
@@ -193,6 +195,23 @@ __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
   put(all.y[which](row, col), total[0], add);
 }
 
+/// One product, whose rows the last block adds to the residual stream and norms.
+template <class Element, class Stored>
+__global__ void __launch_bounds__(matvec_threads, matvec_blocks)
+    matvec_sum_kernel(View<const float> x, View<const Element> stored, View<float> product,
+                      ResidualSum<float> sum, Norm<float> norm, View<float> y, View<float> inverse,
+                      unsigned* counters) {
+  static_assert(matvec_threads == row_threads);
+  const View<const Element> w[] = {stored};
+  const Index row = blockIdx.y;
+  Index col;
+  float total[1];
+  const Index first = static_cast<Index>(blockIdx.x) * Stored::each;
+  if (Stored::sums(x.row(row), w, first, col, total)) product(row, col) = total[0];
+  if (!is_last_block(counters + row, gridDim.x)) return;
+  sum_and_norm<pack_size<float>>(sum, norm, y, inverse, {}, row);
+}
+
 template <class Element>
 struct Gate {
   View<const Element> w1, w3;
@@ -275,6 +294,25 @@ bool Launch<S>::matvec_each(Stream stream, View<const S> x, const Weight<S>* w, 
       if (w[i].cols == 0 || !lie_alike(w[i], *w)) return false;
     }
     start_matvec(stream, x, w, y, static_cast<int>(count), false);
+    return true;
+  }
+  return false;
+}
+
+template <class S>
+bool Launch<S>::product_sum_and_norm(Stream stream, const FewRows<S>& product,
+                                     const ResidualSum<S>& sum, Norm<S> norm, View<S> y,
+                                     View<S> inverse, unsigned* counters) {
+  if constexpr (std::is_same_v<S, float>) {
+    const auto& [x, w, result] = product;
+    if (!fits_sum_and_norm(sum, y)) return false;
+    with_storage(x, &w, 1, [&]<class Stored>(Stored) {
+      w.visit([&]<class Element>(View<const Element> stored) {
+        const dim3 blocks(grid(blocks_for(w.cols, Stored::each)), grid(x.rows));
+        matvec_sum_kernel<Element, Stored><<<blocks, matvec_threads, 0, stream>>>(
+            x, stored, result, sum, norm, y, inverse, counters);
+      });
+    });
     return true;
   }
   return false;

@@ -49,17 +49,16 @@ __global__ void rms_norm_kernel(Operand<S> x, Norm<S> norm, Operand<S> h, View<S
   }
 }
 
-/// Packs of a row that a thread of sum_and_norm_kernel holds.
+/// Packs of a row that a thread of sum_and_norm holds.
 constexpr int held_packs = 4;
 
-/// out = h + x or h + rms_norm(x), then y = rms_norm(out); a block a row, every thread holds its
-/// share. Nobody waits for memory but once: what is read is asked for before the first sum. Each
-/// number is computed as rms_norm_kernel and add_kernel compute it.
-template <class S, int N>
-__global__ void __launch_bounds__(row_threads)
-    sum_and_norm_kernel(ResidualSum<S> sum, Norm<S> norm, View<S> y, View<S> inverse,
-                        View<bfloat16> rounded) {
-  const Index t = blockIdx.x, width = sum.x.cols, first = N * static_cast<Index>(threadIdx.x);
+/// Row t of out = h + x or h + rms_norm(x), then of y = rms_norm(out); a block a row, every thread
+/// holds its share. Nobody waits for memory but once: what is read is asked for before the first
+/// sum. Each number is computed as rms_norm_kernel and add_kernel compute it.
+template <int N, class S>
+__device__ void sum_and_norm(const ResidualSum<S>& sum, const Norm<S>& norm, const View<S>& y,
+                             const View<S>& inverse, const View<bfloat16>& rounded, Index t) {
+  const Index width = sum.x.cols, first = N * static_cast<Index>(threadIdx.x);
   constexpr Index step = N * static_cast<Index>(row_threads);
   Pack<S, N> x[held_packs], h[held_packs], scale[held_packs], next_scale[held_packs];
 #pragma unroll
@@ -111,6 +110,19 @@ __global__ void __launch_bounds__(row_threads)
     put_pack(y, t, j, out);
     put_rounded(rounded, t, j, out);
   }
+}
+template <class S, int N>
+__global__ void __launch_bounds__(row_threads)
+    sum_and_norm_kernel(ResidualSum<S> sum, Norm<S> norm, View<S> y, View<S> inverse,
+                        View<bfloat16> rounded) {
+  sum_and_norm<N>(sum, norm, y, inverse, rounded, blockIdx.x);
+}
+/// Whether there is a kernel for these rows.
+template <class S>
+bool fits_sum_and_norm(const ResidualSum<S>& sum, const View<S>& y) {
+  return in_packs(sum.x) && in_packs(sum.h) && in_packs<S>(sum.out) && in_packs<S>(y) &&
+         sum.x.cols <= held_packs * pack_size<S> * Index{row_threads} && sum.x.rows > 0 &&
+         !y.empty();
 }
 
 /// dx (+)= inverse * scale * dy - x * pull; dx may be dy.
@@ -218,11 +230,8 @@ template <class S>
 bool Launch<S>::sum_and_norm(Stream stream, const ResidualSum<S>& sum, Norm<S> norm, View<S> y,
                              View<S> inverse, View<bfloat16> rounded) {
   if constexpr (std::is_same_v<S, float>) {
-    constexpr int n = pack_size<S>;
-    const bool fits = in_packs(sum.x) && in_packs(sum.h) && in_packs<S>(sum.out) &&
-                      in_packs<S>(y) && sum.x.cols <= held_packs * n * Index{row_threads};
-    if (!fits || sum.x.rows == 0 || y.empty()) return false;
-    sum_and_norm_kernel<S, n>
+    if (!fits_sum_and_norm(sum, y)) return false;
+    sum_and_norm_kernel<S, pack_size<S>>
         <<<grid(sum.x.rows), row_threads, 0, stream>>>(sum, norm, y, inverse, rounded);
     return true;
   }
