@@ -151,6 +151,37 @@ TEST_CASE("products of one x at once are the products") {
   });
 }
 
+TEST_CASE("a head's many columns are the product's") {
+  Random random{9};
+  const Fast gpu;
+  for (Index cols : {16384, 16388, 16390}) {
+    for (Index depth : {8, 100, 1032}) {
+      for (Index gap : {0, 4}) {
+        for (const bool narrow : {false, true}) {
+          for (const Write write : {Write::Replace, Write::Add}) {
+            if (depth > 8 && (cols != 16388 || (depth > 100 && !narrow))) continue;
+            CAPTURE(cols);
+            CAPTURE(depth);
+            CAPTURE(gap);
+            CAPTURE(narrow);
+            const Index rows = gap == 0 ? 1 : 2;
+            const auto x = Matrix<float>::input(random, rows, depth, gap);
+            const StoredWeight<float> w(random, {depth, cols}, true, narrow, gap);
+            auto y = Matrix<float>::output(random, rows, cols, gap);
+            auto want = y.as<double>();
+            {
+              StagedCall<Fast> call(gpu);
+              gpu.matmul(call(x.view()), call(w.weight()), call(y.view()), write);
+            }
+            exact.matmul(x.as<double>().view(), w.as<double>().weight(), want.view(), write);
+            check_near(y, want);
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("weights that do not lie alike are multiplied one by one") {
   Random random{2};
   const Fast gpu;

@@ -195,6 +195,24 @@ __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
   put(all.y[which](row, col), total[0], add);
 }
 
+/// So many columns stored [out, in] that every warp has four, which share x: a head.
+constexpr int together = 4;
+template <class Element>
+__global__ void __launch_bounds__(matvec_threads, matvec_blocks)
+    matvec_many_kernel(View<const float> x, View<const Element> w, View<float> y, bool add) {
+  const auto every_fourth = [&](int i) {
+    return View<const Element>(w.row(i), w.rows / together, w.cols, together * w.stride);
+  };
+  const View<const Element> four[] = {every_fourth(0), every_fourth(1), every_fourth(2),
+                                      every_fourth(3)};
+  const Index row = blockIdx.y, first = static_cast<Index>(blockIdx.x) * matvec_warps;
+  Index col;
+  float total[together];
+  if (!StoredOutIn<true>::sums(x.row(row), four, first, col, total)) return;
+#pragma unroll
+  for (int i = 0; i < together; ++i) put(y(row, together * col + i), total[i], add);
+}
+
 /// One product, whose rows the last block adds to the residual stream and norms.
 template <class Element, class Stored>
 __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
@@ -252,6 +270,19 @@ void with_storage(const View<const float>& x, const Weight<float>* w, int count,
   }
 }
 
+/// matvec_many_kernel, where it keeps every SM busy.
+inline bool start_matvec_many(cudaStream_t stream, const View<const float>& x,
+                              const Weight<float>& w, const View<float>& y, bool add) {
+  constexpr Index each = together * matvec_warps, many = 512;  // columns of a block, blocks
+  if (!w.transposed || w.cols % together != 0 || w.cols < each * many) return false;
+  return w.visit([&]<class Element>(View<const Element> stored) {
+    if (!in_sixteens(x) || !in_sixteens(stored) || stored.cols % 8 != 0) return false;
+    const dim3 blocks(grid(blocks_for(w.cols, each)), grid(x.rows));
+    matvec_many_kernel<Element><<<blocks, matvec_threads, 0, stream>>>(x, stored, y, add);
+    return true;
+  });
+}
+
 inline bool lie_alike(const Weight<float>& a, const Weight<float>& b) {
   return a.transposed == b.transposed && a.narrow == b.narrow && a.rows == b.rows;
 }
@@ -281,7 +312,8 @@ template <class S>
 void Launch<S>::matvec(Stream stream, View<const S> x, Weight<S> w, View<S> y, Write write) {
   if constexpr (std::is_same_v<S, float>) {
     if (y.rows == 0 || y.cols == 0) return;
-    start_matvec(stream, x, &w, &y, 1, write == Write::Add);
+    const bool add = write == Write::Add;
+    if (!start_matvec_many(stream, x, w, y, add)) start_matvec(stream, x, &w, &y, 1, add);
   }
 }
 

@@ -49,6 +49,26 @@ __global__ void rms_norm_kernel(Operand<S> x, Norm<S> norm, Operand<S> h, View<S
   }
 }
 
+/// A norm's factors of channels j to j + N - 1.
+template <int N, class S>
+__device__ Pack<S, N> load_scales(const Norm<S>& norm, Index j) {
+  const Weight<S>& w = norm.scale;
+  const Index at = w.transposed ? j * w.stride : j, apart = w.transposed ? w.stride : 1;
+  Pack<S, N> out;
+#pragma unroll
+  for (int n = 0; n < N; ++n) out.at[n] = S(1);
+  if (w.narrow) {
+    const auto* const from = static_cast<const bfloat16*>(w.data) + at;
+#pragma unroll
+    for (int n = 0; n < N; ++n) out.at[n] = static_cast<S>(element(from + n * apart));
+  } else if (w.data != nullptr) {
+    const auto* const from = static_cast<const S*>(w.data) + at;
+#pragma unroll
+    for (int n = 0; n < N; ++n) out.at[n] = element(from + n * apart);
+  }
+  return out;
+}
+
 /// Packs of a row that a thread of sum_and_norm holds.
 constexpr int held_packs = 4;
 
@@ -67,11 +87,8 @@ __device__ void sum_and_norm(const ResidualSum<S>& sum, const Norm<S>& norm, con
     if (j >= width) break;
     x[i] = load_pack<S, N>({sum.x, {}}, t, j);
     h[i] = load_pack<S, N>({sum.h, {}}, t, j);
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-      if (sum.has_norm) scale[i].at[n] = scale_at(sum.norm, j + n);
-      next_scale[i].at[n] = scale_at(norm, j + n);
-    }
+    if (sum.has_norm) scale[i] = load_scales<N>(sum.norm, j);
+    next_scale[i] = load_scales<N>(norm, j);
   }
   S inv(1);
   if (sum.has_norm) {
