@@ -96,9 +96,10 @@ class Attention {
                  const Positions<Scalar>& at,
                  const ops::KeyValues<Scalar, CacheScalar>& cache) const {
     saved.x = x;
-    saved.q = ops::linear(c, x, p.wq);
-    saved.k = ops::linear(c, x, p.wk);
-    saved.v = ops::linear(c, x, p.wv);
+    const auto [q, k, v] = ops::linears(c, x, p.wq, p.wk, p.wv);
+    saved.q = q;
+    saved.k = k;
+    saved.v = v;
     const auto rotated =
         ops::rotate(c, saved.q, saved.k, saved.v, norm<Scalar>(p.q_norm), norm<Scalar>(p.k_norm),
                     at.angles, Rope::layout, cache, at.first);

@@ -91,9 +91,10 @@ class InPlaceMLP {
   Tensor forward(C& c, const Parameters<Leaf>& p, Tensor x, Saved<Tensor>& saved,
                  const InPlacePass<Scalar>& pass) const {
     saved.x = x;
-    saved.gate = ops::linear(c, x, p.w1);
-    saved.up = ops::linear(c, x, p.w3);
-    saved.hidden = ops::swiglu(c, saved.gate, saved.up);
+    const auto [gate, up, hidden] = ops::gated(c, x, p.w1, p.w3);
+    saved.gate = gate;
+    saved.up = up;
+    saved.hidden = hidden;
     if (learns_between(x.rows, pass)) {
       learn(c, p, saved, pass, pass.rule.chunk);
       return ops::in_place_linear(c, saved.hidden, p.w2, saved.v, pass.rule);

@@ -42,9 +42,10 @@ class SwiGLU {
   template <class C, class Tensor, class Leaf>
   Tensor forward(C& c, const Parameters<Leaf>& p, Tensor x, Saved<Tensor>& saved) const {
     saved.x = x;
-    saved.gate = ops::linear(c, x, p.w1);
-    saved.up = ops::linear(c, x, p.w3);
-    saved.hidden = ops::swiglu(c, saved.gate, saved.up);
+    const auto [gate, up, hidden] = ops::gated(c, x, p.w1, p.w3);
+    saved.gate = gate;
+    saved.up = up;
+    saved.hidden = hidden;
     return ops::linear(c, saved.hidden, p.w2);
   }
 

@@ -3,6 +3,9 @@
 /// Linear maps without bias, and the residual sum.
 #pragma once
 
+#include <algorithm>
+#include <array>
+
 #include <ttt/ops/context.hpp>
 
 namespace ttt::inline TTT_ABI {
@@ -50,6 +53,30 @@ DualView<typename B::Scalar> linear(TangentContext<B>& c, const DualView<typenam
     detail::product(c.backend, x.value, w.tangent, y.tangent, write);
   }
   return y;
+}
+
+/// x · w of each weight, as linear gives them one after the other. A backend may have them in one
+/// primitive, matmul_each.
+template <class B, class... Weights>
+std::array<View<typename B::Scalar>, sizeof...(Weights)> linears(Context<B>& c,
+                                                                 View<const typename B::Scalar> x,
+                                                                 const Weights&... weights) {
+  const std::array<StackedWeight<typename B::Scalar>, sizeof...(Weights)> w{weights...};
+  const std::array<View<typename B::Scalar>, sizeof...(Weights)> y{c.make(x.rows, weights.cols)...};
+  const std::array<Weight<typename B::Scalar>, sizeof...(Weights)> of_all{weights...};
+  if constexpr (requires { c.backend.matmul_each(x, of_all, y); }) {
+    const bool shared = std::ranges::all_of(w, [](const auto& one) { return one.sequences == 1; });
+    if (shared && c.backend.matmul_each(x, of_all, y)) return y;
+  }
+  for (std::size_t i = 0; i < w.size(); ++i) {
+    detail::product(c.backend, x, w[i], y[i], Write::Replace);
+  }
+  return y;
+}
+template <class B, class... Weights>
+std::array<DualView<typename B::Scalar>, sizeof...(Weights)> linears(
+    TangentContext<B>& c, const DualView<typename B::Scalar>& x, const Weights&... weights) {
+  return {linear(c, x, weights)...};
 }
 
 /// dw = xᵀ · dy (replaced or added to, as the context says) and dx (+)= dy · wᵀ; an absent one is

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// The gate of a SwiGLU (Shazeer 2020, arXiv 2002.05202): silu(gate) * up.
+/// The gate of a SwiGLU (Shazeer 2020, arXiv 2002.05202): silu(gate) * up, alone and with the
+/// products before it.
 #pragma once
 
-#include <ttt/ops/context.hpp>
+#include <ttt/ops/linear.hpp>
 
 namespace ttt::inline TTT_ABI {
 namespace ops {
@@ -25,6 +26,36 @@ DualView<typename B::Scalar> swiglu(TangentContext<B>& c, const DualView<typenam
     c.backend.swiglu_tangent(gate.value, gate.tangent, up.value, up.tangent, out.tangent);
   }
   return out;
+}
+
+template <class Tensor>
+struct Gated {
+  Tensor gate, up, hidden;
+};
+
+/// silu(x · w1) * (x · w3), and both products. A backend may have all this in one primitive, gated.
+template <class B>
+Gated<View<typename B::Scalar>> gated(Context<B>& c, View<const typename B::Scalar> x,
+                                      const StackedWeight<typename B::Scalar>& w1,
+                                      const StackedWeight<typename B::Scalar>& w3) {
+  const Gated<View<typename B::Scalar>> out{c.make(x.rows, w1.cols), c.make(x.rows, w3.cols),
+                                            c.make(x.rows, w1.cols)};
+  if constexpr (requires { c.backend.gated(x, w1, w3, out.gate, out.up, out.hidden); }) {
+    const bool shared = w1.sequences == 1 && w3.sequences == 1;
+    if (shared && c.backend.gated(x, w1, w3, out.gate, out.up, out.hidden)) return out;
+  }
+  detail::product(c.backend, x, w1, out.gate, Write::Replace);
+  detail::product(c.backend, x, w3, out.up, Write::Replace);
+  c.backend.swiglu(out.gate, out.up, out.hidden);
+  return out;
+}
+template <class B>
+Gated<DualView<typename B::Scalar>> gated(TangentContext<B>& c,
+                                          const DualView<typename B::Scalar>& x,
+                                          const DualWeight<typename B::Scalar>& w1,
+                                          const DualWeight<typename B::Scalar>& w3) {
+  const auto gate = linear(c, x, w1), up = linear(c, x, w3);
+  return {gate, up, swiglu(c, gate, up)};
 }
 
 template <class Tensor>

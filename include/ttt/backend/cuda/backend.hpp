@@ -6,6 +6,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <type_traits>
@@ -14,8 +16,8 @@
 #include <ttt/backend/cuda/device.hpp>
 #include <ttt/backend/cuda/launch.hpp>
 #include <ttt/backend/cuda/logits.hpp>
+#include <ttt/backend/cuda/queue.hpp>
 #include <ttt/backend/cuda/steps.hpp>
-#include <ttt/backend/cuda/tensor_cores.hpp>
 #include <ttt/backend/steps.hpp>
 
 namespace ttt::inline TTT_ABI {
@@ -34,9 +36,14 @@ enum class Products : std::uint8_t {
 /// synchronize wait, and throw what failed until then. A copy shares the stream and its memory.
 /// Kernels add in an order of their own that never changes, so the same GPU gives the same bits.
 template <class S = float, Products products = Products::Exact>
-class Backend {
+class Backend : detail::Queue<S, products == Products::Bfloat16> {
   static_assert(products == Products::Exact || std::is_same_v<S, float>,
                 "ttt: products in bfloat16 are for a backend in float");
+  using Queue = detail::Queue<S, products == Products::Bfloat16>;
+  using Queue::device_;
+  using Queue::next;
+  using Queue::product;
+  using Queue::rounding;
   using Launch = detail::Launch<S>;
   using In = View<const S>;
   using Out = View<S>;
@@ -65,14 +72,11 @@ class Backend {
   Backend(int device, cudaStream_t stream)
       : Backend(std::make_shared<const detail::Device>(device, stream), false) {}
 
-  /// From then on every product rounds its operands anew: the caller may change them in between.
-  cudaStream_t stream() const {
-    if constexpr (fast) tensor_cores_->never_remember();
-    return device_->stream();
-  }
+  /// From then on nothing is remembered or put off: the caller may put anything in between.
+  cudaStream_t stream() const { return Queue::stream_for_caller(); }
 
   /// Waits until everything put on the stream is done. Throws cuda::Error when something failed.
-  void synchronize() const { device_->synchronize(); }
+  void synchronize() const { Queue::wait(); }
 
   /// A step of one token is the same at every position but for that: see Steps.
   using Steps = std::conditional_t<fast, cuda::Steps<Backend>, PlainSteps<Backend>>;
@@ -134,6 +138,20 @@ class Backend {
     product(Weight<S>(x).transpose(), dy, dw, write);
   }
 
+  /// y = x · w for each of several weights, at once. False, and nothing done, where one product
+  /// after the other is as good: more rows than a few, weights that do not lie alike.
+  template <std::size_t count>
+  bool matmul_each(In x, const std::array<Weight<S>, count>& w,
+                   const std::array<Out, count>& y) const requires(fast) {
+    return x.rows <= detail::TensorCores::few_rows &&
+           Launch::matvec_each(next(), x, w.data(), y.data(), Index{count});
+  }
+  /// gate = x · w1, up = x · w3 and swiglu of them, at once; false likewise.
+  bool gated(In x, Weight<S> w1, Weight<S> w3, Out gate, Out up, Out out) const requires(fast) {
+    return x.rows <= detail::TensorCores::few_rows &&
+           Launch::gated(next(), x, w1, w3, gate, up, out);
+  }
+
   // ---- rows -------------------------------------------------------------------------------------
 
   void embed(Weight<S> table, const Token* tokens, Out out) const {
@@ -142,12 +160,7 @@ class Backend {
   void embed_backward(const Token* tokens, In dout, Out dtable) const {
     Launch::embed_backward(next(), tokens, dout, dtable);
   }
-  void rms_norm(In x, Norm<S> norm, Out y, Out inverse) const {
-    const auto start = [&](Narrow rounded) {
-      Launch::rms_norm(device_->stream(), false, {x, {}}, norm, {}, y, inverse, rounded);
-    };
-    rounding(start, y);
-  }
+  void rms_norm(In x, Norm<S> norm, Out y, Out inverse) const { Queue::norm(x, norm, y, inverse); }
   void rms_norm_backward(In x, Norm<S> norm, In inverse, In dy, Out dx, Write write,
                          Out dscale) const {
     with_column_scratch(dscale, x.rows, [&](void* scratch) {
@@ -168,9 +181,9 @@ class Backend {
                                 write, tdscale, scratch);
     });
   }
-  void add(In a, In b, Out out) const { Launch::add(next(), a, b, out); }
+  void add(In a, In b, Out out) const { Queue::sum({a, b, out}); }
   void add_rms_norm(In h, In x, Norm<S> norm, Out out, Out inverse) const {
-    Launch::rms_norm(next(), false, {x, {}}, norm, {h, {}}, out, inverse);
+    Queue::sum({h, x, out, true, norm, inverse});
   }
   void rope_angles(Index position, const double* frequencies, Out out) const {
     detail::Frequencies all = {};
@@ -246,10 +259,12 @@ class Backend {
   }
   void attention(In q, CacheIn keys, CacheIn values, AttentionShape shape, Out o, Out lse) const {
     if constexpr (fast) {
-      if (q.rows <= detail::TensorCores::few_rows) {
+      if (q.rows <= detail::TensorCores::few_rows &&
+          q.rows * shape.heads <= detail::Device::counters) {
         const detail::Place at = place(shape.position);
         const auto start = [&](void* scratch) {
-          return Launch::attention_decode(next(), q, keys, values, shape, at, o, lse, scratch);
+          return Launch::attention_decode(next(), q, keys, values, shape, at, o, lse, scratch,
+                                          device_->counter());
         };
         const Index scratch = Launch::attention_decode_scratch(shape, at, keys.slots, q.rows);
         if (device_->with_scratch(scratch, start)) return;
@@ -384,42 +399,13 @@ class Backend {
   }
 
   Backend(std::shared_ptr<const detail::Device> device, bool own_stream)
-      : device_(std::move(device)) {
-    if constexpr (fast) {
-      tensor_cores_ = std::make_shared<detail::TensorCores>(device_, own_stream);
-    }
-  }
-  /// The stream, for anything but a product.
-  cudaStream_t next() const {
-    if constexpr (fast) tensor_cores_->forget();
-    return device_->stream();
-  }
-  /// Calls start(a place for a rounded copy of each result), which puts the kernel that makes them
-  /// on the stream.
-  template <class F, class... Results>
-  void rounding(const F& start, const Results&... results) const {
-    if constexpr (fast) {
-      tensor_cores_->rounding(start, results...);
-    } else {
-      start((static_cast<void>(results), Narrow())...);
-    }
-  }
-  /// c (+)= a · b; under Bfloat16 either may be in that already.
-  void product(Weight<S> a, Weight<S> b, Out c, Write write) const {
-    if constexpr (fast) {
-      tensor_cores_->multiply(a, b, c, write);
-    } else {
-      Launch::matmul(next(), a.template stored<S>(), a.transposed, b, c, write);
-    }
-  }
+      : Queue(std::move(device), own_stream) {}
 
   template <class F>
   void with_column_scratch(Out dscale, Index rows, const F& f) const {
     device_->with_scratch(dscale.empty() ? 0 : Launch::column_scratch(rows, dscale.cols), f);
   }
 
-  std::shared_ptr<const detail::Device> device_;
-  std::shared_ptr<detail::TensorCores> tensor_cores_;  // under Bfloat16
   Index recorded_ = 0;
   const Index* base_ = nullptr;
 };

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -93,7 +94,19 @@ class Device {
     check(cudaMemPoolGetAttribute(pool_, cudaMemPoolAttrUsedMemHigh, &most), "a memory pool");
     return static_cast<Index>(most);
   }
-  void deallocate(void* memory) const { static_cast<void>(cudaFreeAsync(memory, stream())); }
+  void deallocate(void* memory) const {
+    {
+      const std::lock_guard lock(put_off_mutex_);
+      if (put_off_) put_off_();
+    }
+    static_cast<void>(cudaFreeAsync(memory, stream()));
+  }
+  /// `start` puts on the stream what has been put off: called before memory is given back, which
+  /// that may use. Empty: nothing is put off any more.
+  void before_deallocating(std::function<void()> start) const {
+    const std::lock_guard lock(put_off_mutex_);
+    put_off_ = std::move(start);
+  }
 
   template <class T>
   void copy(cudaStream_t stream, const T* from, T* to, Index size, cudaMemcpyKind kind) const {
@@ -117,6 +130,10 @@ class Device {
     }
     return f(scratch_);
   }
+
+  /// Counters that kernels find at zero and leave at zero, to know their last block by.
+  static constexpr Index counters = 4096;
+  unsigned* counter() const { return counters_; }
 
   /// Blocks of the first stage of a sum, and where their results go.
   static constexpr int sum_blocks = 512;
@@ -160,6 +177,8 @@ class Device {
       std::uint64_t keep = std::numeric_limits<std::uint64_t>::max();
       check(cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep),
             "a memory pool");
+      counters_ = static_cast<unsigned*>(allocate(counters * sizeof(unsigned)));
+      check(cudaMemsetAsync(counters_, 0, counters * sizeof(unsigned), stream_), "zeros");
       partial_sums_ = static_cast<double*>(allocate(sum_blocks * sizeof(double)));
       check(cudaMallocHost(reinterpret_cast<void**>(&sum_), sizeof(double)), "memory of the host");
     } catch (...) {
@@ -170,6 +189,7 @@ class Device {
 
   /// Errors are ignored: at the end of a process the driver may be gone already.
   void close() {
+    if (counters_ != nullptr) deallocate(counters_);
     if (partial_sums_ != nullptr) deallocate(partial_sums_);
     if (scratch_ != nullptr) deallocate(scratch_);
     static_cast<void>(cudaStreamSynchronize(stream()));
@@ -183,9 +203,11 @@ class Device {
   cudaStream_t stream_;
   bool owns_stream_ = false;
   cudaMemPool_t pool_ = nullptr;
+  unsigned* counters_ = nullptr;
   double* partial_sums_ = nullptr;
   double* sum_ = nullptr;
-  mutable std::mutex sum_mutex_, scratch_mutex_;
+  mutable std::mutex sum_mutex_, scratch_mutex_, put_off_mutex_;
+  mutable std::function<void()> put_off_;
   mutable void* scratch_ = nullptr;
   mutable std::size_t scratch_size_ = 0;
 };

@@ -26,6 +26,30 @@ struct KeysAndValues {
   View<const S> tkeys, tvalues;
 };
 
+/// Whether two matrices share memory.
+inline bool overlap(const View<const float>& a, const View<const float>& b) {
+  if (a.empty() || b.empty() || a.rows == 0 || b.rows == 0) return false;
+  return a.data < b.row(b.rows - 1) + b.cols && b.data < a.row(a.rows - 1) + a.cols;
+}
+
+/// A product of a few rows: y = x · w.
+template <class S>
+struct FewRows {
+  View<const S> x;
+  Weight<S> w;
+  View<S> y;
+};
+
+/// A sum on the residual stream: out = h + x, or h + rms_norm(x).
+template <class S>
+struct ResidualSum {
+  View<const S> h, x;
+  View<S> out;
+  bool has_norm = false;
+  Norm<S> norm = {};
+  View<S> inverse = {};
+};
+
 /// The angular frequencies of RoPE, passed to a kernel by value.
 inline constexpr Index most_head_dim = 128;
 struct Frequencies {
@@ -56,11 +80,24 @@ struct [[gnu::visibility("hidden")]] Launch {
   static void round(Stream, View<const S> from, View<bfloat16> to);
   /// y (+)= x · w of a few rows.
   static void matvec(Stream, View<const S> x, Weight<S> w, View<S> y, Write);
+  /// y = x · w for each of `count` weights. False, and nothing done, where they do not lie alike.
+  static bool matvec_each(Stream, View<const S> x, const Weight<S>* w, const View<S>* y,
+                          Index count);
+  /// gate = x · w1, up = x · w3, out = silu(gate) * up of a few rows; false likewise.
+  static bool gated(Stream, View<const S> x, Weight<S> w1, Weight<S> w3, View<S> gate, View<S> up,
+                    View<S> out);
 
   static void embed(Stream, Weight<S> table, const Token* tokens, View<S> out);
   static void embed_backward(Stream, const Token* tokens, View<const S> dout, View<S> dtable);
   static void rms_norm(Stream, bool tangents, Operand<S> x, Norm<S>, Operand<S> h, View<S> y,
                        View<S> inverse, View<bfloat16> rounded = {});
+  /// A sum, and y = rms_norm of it, to the bits that one after the other would give. False, and
+  /// nothing done, where there is no kernel: rows that do not lie in fours of floats or are long.
+  static bool sum_and_norm(Stream, const ResidualSum<S>&, Norm<S>, View<S> y, View<S> inverse,
+                           View<bfloat16> rounded);
+  /// A product, the sum that it is the x of, and the norm of that, likewise. A counter a row.
+  static bool product_sum_and_norm(Stream, const FewRows<S>&, const ResidualSum<S>&, Norm<S>,
+                                   View<S> y, View<S> inverse, unsigned* counters);
   static void rms_norm_backward(Stream, bool tangents, Operand<S> x, Norm<S>, Operand<S> inverse,
                                 Operand<S> dy, View<S> dx, Write, View<S> dscale, void* scratch,
                                 View<bfloat16> rounded = {});
@@ -100,10 +137,10 @@ struct [[gnu::visibility("hidden")]] Launch {
 
   /// A few queries' attention, at the speed of the memory; they stand at the place, whatever the
   /// shape says. False, and nothing done, where there is no kernel: heads whose size is no multiple
-  /// of 8.
+  /// of 8. A counter a row and head.
   static bool attention_decode(Stream, View<const S> q, Cache<const bfloat16> keys,
                                Cache<const bfloat16> values, AttentionShape, Place, View<S> o,
-                               View<S> lse, void* scratch);
+                               View<S> lse, void* scratch, unsigned* counters);
   static Index attention_decode_scratch(AttentionShape, Place, Index slots, Index rows);  // bytes
 
   /// On tensor cores, what is multiplied rounded to bfloat16. False, and nothing done, where there

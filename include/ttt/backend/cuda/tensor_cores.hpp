@@ -51,7 +51,7 @@ class Owned {
 /// as these are on it. Until something else is, products find the operands they share rounded.
 class TensorCores {
  public:
-  /// Rows up to which a product reads its weights at the speed of the memory, without tensor cores.
+  /// Rows up to which a product reads its weights at the speed of the memory, without this.
   static constexpr Index few_rows = 8;
 
   /// Without `remember`, every product rounds anew: a caller who has the stream may put kernels of
@@ -88,10 +88,6 @@ class TensorCores {
     if (c.rows == 0 || c.cols == 0) return;
     const std::lock_guard lock(mutex_);
     const cudaStream_t stream = device_->stream();
-    if (c.rows <= few_rows && !a.transposed && !a.narrow) {
-      rounded_.clear();
-      return Launch<float>::matvec(stream, a.stored<float>(), b, c, write);
-    }
     const bool fits = used_bytes() + rounded_bytes(a) + rounded_bytes(b) <= scratch_.size();
     if (!remember_ || !fits) rounded_.clear();
     if (!fits) grow(rounded_bytes(a) + rounded_bytes(b));
@@ -126,9 +122,6 @@ class TensorCores {
     if (w.narrow) return 0;
     const View<const float> from = w.stored<float>();
     return (from.rows * rounded_stride(from) * 2 + alignment - 1) / alignment * alignment;
-  }
-  static bool overlap(const View<const float>& a, const View<const float>& b) {
-    return a.data < b.row(b.rows - 1) + b.cols && b.data < a.row(a.rows - 1) + a.cols;
   }
 
   View<bfloat16> place_for(const View<float>& result) {

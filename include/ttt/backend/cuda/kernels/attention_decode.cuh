@@ -2,7 +2,7 @@
 /// \file
 /// Attention of a few queries, as decoding asks: the window's keys and values are read once, 4 ·
 /// head_dim bytes a key and head, and nothing else counts. A head's keys are split among blocks;
-/// what each made of its part is put together in order by a second kernel.
+/// what each made of its part is put together in order by the last of them.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/matvec.cuh>
@@ -37,12 +37,45 @@ __device__ inline void merge_lanes(Partial& mine, float (&out)[8], int lanes) {
   }
 }
 
+/// One query of one head, whose parts lie one behind the other.
+template <class = void>  // so that two units of a program may have it
+__device__ void attention_parts(const float* from, const AttentionShape& shape, Place place,
+                                Index head, Index row, const View<float>& o,
+                                const View<float>& lse) {
+  const Index d = shape.head_dim, c = threadIdx.x;
+  const Index p = place.now() + row, keys = p + 1 - shape.first_key(p);
+  const Index used = (keys + decode_keys - 1) / decode_keys;
+  constexpr Index at_once = most_head_dim;
+  static_assert(at_once == decode_threads);
+  __shared__ float shares[at_once];
+  float most = -INFINITY;
+  for (Index i = c; i < used; i += at_once) most = fmaxf(most, from[i * (d + 2) + d + 1]);
+  most = block_max(most);
+  float sum = 0, out = 0;
+  for (Index i0 = 0; i0 < used; i0 += at_once) {
+    const Index mine = i0 + c, count = used - i0 < at_once ? used - i0 : at_once;
+    __syncthreads();
+    shares[c] = 0;
+    if (mine < used) {
+      shares[c] = shrink_to(from[mine * (d + 2) + d + 1], most);
+      sum += shares[c] * from[mine * (d + 2) + d];
+    }
+    __syncthreads();
+    if (c >= d) continue;
+#pragma unroll 16
+    for (Index i = 0; i < count; ++i) out += shares[i] * from[(i0 + i) * (d + 2) + c];
+  }
+  sum = block_sum(sum);
+  if (c < d) o(row, head * d + c) = out / sum;
+  if (c == 0 && !lse.empty()) lse(head, row) = most + logf(sum);
+}
+
 /// `lanes` lanes share a key, 8 channels each; a warp takes 32 / lanes keys at a time.
 template <int lanes>
 __global__ void __launch_bounds__(decode_threads)
     attention_decode_kernel(View<const float> q, Cache<const bfloat16> keys,
                             Cache<const bfloat16> values, AttentionShape shape, Place place,
-                            float* partial) {
+                            float* partial, unsigned* counters, View<float> o, View<float> lse) {
   constexpr int at_once = 32 / lanes, ahead = 4;
   __shared__ float warp_out[decode_warps][most_head_dim];
   __shared__ Partial warp_part[decode_warps];
@@ -103,9 +136,9 @@ __global__ void __launch_bounds__(decode_threads)
   __syncthreads();
   float most = -INFINITY;
   for (const Partial& w : warp_part) most = fmaxf(most, w.most);
-  float* const to =
-      partial +
-      ((static_cast<Index>(blockIdx.z) * shape.heads + head) * gridDim.x + blockIdx.x) * (d + 2);
+  const Index which = static_cast<Index>(blockIdx.z) * shape.heads + head;
+  float* const all = partial + which * gridDim.x * (d + 2);
+  float* const to = all + blockIdx.x * (d + 2);
   for (Index c = threadIdx.x; c < d + 2; c += decode_threads) {
     float total = 0;
     for (int w = 0; w < decode_warps; ++w) {
@@ -114,39 +147,8 @@ __global__ void __launch_bounds__(decode_threads)
     }
     to[c] = c == d + 1 ? most : total;
   }
-}
-
-/// One query of one head a block.
-template <class = void>  // so that two units of a program may have it
-__global__ void __launch_bounds__(most_head_dim)
-    attention_parts_kernel(const float* partial, Index parts, AttentionShape shape, Place place,
-                           View<float> o, View<float> lse) {
-  const Index head = blockIdx.x, row = blockIdx.y, d = shape.head_dim, c = threadIdx.x;
-  const Index p = place.now() + row, keys = p + 1 - shape.first_key(p);
-  const Index used = (keys + decode_keys - 1) / decode_keys;
-  const float* const from = partial + (row * shape.heads + head) * parts * (d + 2);
-  constexpr Index at_once = most_head_dim;
-  __shared__ float shares[at_once];
-  float most = -INFINITY;
-  for (Index i = c; i < used; i += at_once) most = fmaxf(most, from[i * (d + 2) + d + 1]);
-  most = block_max(most);
-  float sum = 0, out = 0;
-  for (Index i0 = 0; i0 < used; i0 += at_once) {
-    const Index mine = i0 + c, count = used - i0 < at_once ? used - i0 : at_once;
-    __syncthreads();
-    shares[c] = 0;
-    if (mine < used) {
-      shares[c] = shrink_to(from[mine * (d + 2) + d + 1], most);
-      sum += shares[c] * from[mine * (d + 2) + d];
-    }
-    __syncthreads();
-    if (c >= d) continue;
-#pragma unroll 16
-    for (Index i = 0; i < count; ++i) out += shares[i] * from[(i0 + i) * (d + 2) + c];
-  }
-  sum = block_sum(sum);
-  if (c < d) o(row, head * d + c) = out / sum;
-  if (c == 0 && !lse.empty()) lse(head, row) = most + logf(sum);
+  if (!is_last_block(counters + which, gridDim.x)) return;
+  attention_parts(all, shape, place, head, blockIdx.z, o, lse);
 }
 
 /// Of a place that only the GPU knows, as many as the cache may hold: those without keys end at
@@ -168,7 +170,7 @@ Index Launch<S>::attention_decode_scratch(AttentionShape shape, Place place, Ind
 template <class S>
 bool Launch<S>::attention_decode(Stream stream, View<const S> q, Cache<const bfloat16> keys,
                                  Cache<const bfloat16> values, AttentionShape shape, Place place,
-                                 View<S> o, View<S> lse, void* scratch) {
+                                 View<S> o, View<S> lse, void* scratch, unsigned* counters) {
   if constexpr (std::is_same_v<S, float>) {
     if (q.rows == 0 || shape.head_dim % 8 != 0 ||
         reinterpret_cast<std::uintptr_t>(keys.data) % 16 != 0 ||
@@ -180,9 +182,8 @@ bool Launch<S>::attention_decode(Stream stream, View<const S> q, Cache<const bfl
     const auto kernel =
         shape.head_dim <= 64 ? attention_decode_kernel<8> : attention_decode_kernel<16>;
     float* const partial = static_cast<float*>(scratch);
-    kernel<<<blocks, decode_threads, 0, stream>>>(q, keys, values, shape, place, partial);
-    attention_parts_kernel<><<<dim3(grid(shape.heads), grid(q.rows)), most_head_dim, 0, stream>>>(
-        partial, parts, shape, place, o, lse);
+    kernel<<<blocks, decode_threads, 0, stream>>>(q, keys, values, shape, place, partial, counters,
+                                                  o, lse);
     return true;
   }
   return false;

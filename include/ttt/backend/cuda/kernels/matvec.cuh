@@ -1,8 +1,16 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Products of a few rows: the weights are read once, and nothing else counts.
+/// Products of a few rows: the weights are read once a row, and nothing else counts. Several
+/// products of one x are one kernel, and so are a gate, what it gates and what comes of both.
+///
+/// A weight of bfloat16s is 2 · in · out bytes: three of 768 x 768 are 3.5 MB, two of 768 x 1664
+/// 5.1 MB, which 4.3 TB/s bring in 0.8 and 1.2 us. Less than a start of a kernel takes, so what
+/// counts at that size is that every SM has a share of them and asks for all of it at once. x, 4 ·
+/// in bytes, is read by every block, from the cache.
 #pragma once
 
+#include <ttt/backend/cuda/kernels/last_block.cuh>
+#include <ttt/backend/cuda/kernels/norms.cuh>
 #include <ttt/backend/cuda/kernels/tensor_cores.cuh>
 
 namespace ttt::inline TTT_ABI {
@@ -34,84 +42,268 @@ struct Eight<float> {
   }
 };
 
-/// Those at `at`, zeros from `count` on.
+/// Those at `at`, zeros from `count` on. Where they are `aligned`, they come in whole eights.
 template <bool aligned, class Element>
 __device__ Eight<Element> load_eight(const Element* at, Index count) {
-  if (aligned && count >= 8) return *reinterpret_cast<const Eight<Element>*>(at);
   Eight<Element> out = {};
-  auto* const each = reinterpret_cast<Element*>(&out);
+  if constexpr (aligned) {
+    if (count > 0) out = *reinterpret_cast<const Eight<Element>*>(at);
+  } else {
+    auto* const each = reinterpret_cast<Element*>(&out);
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    if (i < count) each[i] = at[i];
+    for (int i = 0; i < 8; ++i) {
+      if (i < count) each[i] = at[i];
+    }
   }
   return out;
 }
 
-constexpr int matvec_threads = 256, matvec_warps = matvec_threads / 32;
-constexpr int matvec_columns = 32, matvec_lines = matvec_threads / 4;
+/// Two blocks an SM leave room for all the loads that are written here before their use. Unless it
+/// is told so, the compiler saves registers and waits for one load after the other.
+constexpr int matvec_threads = 256, matvec_warps = matvec_threads / 32, matvec_blocks = 2;
 
-/// Weights stored [in, out]: a block makes 32 columns of one row of y. Four threads side by side
-/// have 8 columns each; 64 such lines share the depth.
-template <class Element, bool aligned>
-__global__ void __launch_bounds__(matvec_threads)
-    matvec_kernel(View<const float> x, View<const Element> w, View<float> y, bool add) {
-  __shared__ float sums[matvec_warps][matvec_columns];
-  const Index row = blockIdx.y, first = static_cast<Index>(blockIdx.x) * matvec_columns;
-  const int line = static_cast<int>(threadIdx.x) / 4, part = static_cast<int>(threadIdx.x) % 4;
-  const Index col = first + 8 * part;
-  constexpr int ahead = sizeof(Element) > 2 ? 4 : 8;  // loads in flight
-  float sum[8] = {};
-  for (Index k0 = line; k0 < w.rows; k0 += ahead * matvec_lines) {
-    Eight<Element> weights[ahead];
-    float factors[ahead];
+/// Weights stored [in, out]: a block makes some columns. Threads side by side have eight each; the
+/// lines of such threads share the depth.
+template <int columns, bool is_aligned>
+struct StoredInOut {
+  static constexpr int each = columns;  // of a block
+
+  /// Whether this thread has a column, its place from `first` on, and for every weight the sum of
+  /// x[k] · w(k, column).
+  template <int count, class Element>
+  static __device__ bool sums(const float* x, const View<const Element> (&w)[count], Index first,
+                              Index& col, float (&total)[count]) {
+    constexpr int across = columns / 8, lines = matvec_threads / across;
+    constexpr int ahead = sizeof(Element) > 2 ? 4 : 8;  // loads in flight
+    __shared__ float parts[count][matvec_warps][columns];
+    const int thread = static_cast<int>(threadIdx.x), line = thread / across;
+    const int mine = 8 * (thread % across);
+    const Index depth = w[0].rows, left = w[0].cols - first - mine;
+    float sum[count][8] = {};
+    for (Index k0 = 0; k0 < depth; k0 += ahead * lines) {
+      Eight<Element> weights[ahead][count];
+      float factors[ahead];
 #pragma unroll
-    for (int n = 0; n < ahead; ++n) {
-      const Index k = k0 + n * matvec_lines;
-      weights[n] = load_eight<aligned>(w.data + k * w.stride + col, k < w.rows ? w.cols - col : 0);
-      factors[n] = k < w.rows ? x(row, k) : 0.0f;
+      for (int n = 0; n < ahead; ++n) {
+        const Index k = k0 + n * lines + line;
+#pragma unroll
+        for (int i = 0; i < count; ++i) {
+          weights[n][i] = load_eight<is_aligned>(w[i].data + k * w[i].stride + first + mine,
+                                                 k < depth ? left : 0);
+        }
+        factors[n] = k < depth ? x[k] : 0.0f;
+      }
+#pragma unroll
+      for (int n = 0; n < ahead; ++n) {
+#pragma unroll
+        for (int i = 0; i < count; ++i) {
+          float eight[8];
+          weights[n][i].widen(eight);
+#pragma unroll
+          for (int j = 0; j < 8; ++j) sum[i][j] += factors[n] * eight[j];
+        }
+      }
     }
 #pragma unroll
-    for (int n = 0; n < ahead; ++n) {
-      float each[8];
-      weights[n].widen(each);
+    for (int i = 0; i < count; ++i) {
 #pragma unroll
-      for (int j = 0; j < 8; ++j) sum[j] += factors[n] * each[j];
+      for (int j = 0; j < 8; ++j) {
+#pragma unroll
+        for (int apart = across; apart < 32; apart *= 2) {
+          sum[i][j] += shuffle_xor(sum[i][j], apart);
+        }
+        if (thread % 32 < across) parts[i][thread / 32][mine + j] = sum[i][j];
+      }
     }
-  }
+    __syncthreads();
+    col = first + thread;
+    if (thread >= columns || col >= w[0].cols) return false;
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    for (int apart = 4; apart < 32; apart *= 2) sum[j] += shuffle_xor(sum[j], apart);
-    if (threadIdx.x % 32 < 4) sums[threadIdx.x / 32][8 * part + j] = sum[j];
-  }
-  __syncthreads();
-  const int j = static_cast<int>(threadIdx.x);
-  if (j >= matvec_columns || first + j >= w.cols) return;
-  float total = 0;
+    for (int i = 0; i < count; ++i) {
+      total[i] = 0;
 #pragma unroll
-  for (int i = 0; i < matvec_warps; ++i) total += sums[i][j];
-  put(y(row, first + j), total, add);
-}
+      for (int warp = 0; warp < matvec_warps; ++warp) total[i] += parts[i][warp][thread];
+    }
+    return true;
+  }
+};
 
 /// Weights stored [out, in]: a warp a column.
-template <class Element, bool aligned>
-__global__ void __launch_bounds__(matvec_threads)
-    matvec_transposed_kernel(View<const float> x, View<const Element> w, View<float> y, bool add) {
-  const Index row = blockIdx.y, lane = threadIdx.x % 32;
-  const Index col = static_cast<Index>(blockIdx.x) * matvec_warps + threadIdx.x / 32;
-  if (col >= w.rows) return;
-  const Element* const from = w.data + col * w.stride;
-  const float* const in = x.row(row);
-  float sum = 0;
-#pragma unroll 4
-  for (Index k = 8 * lane; k < w.cols; k += 256) {
-    float weights[8], factors[8];
-    load_eight<aligned>(from + k, w.cols - k).widen(weights);
-    load_eight<aligned>(in + k, w.cols - k).widen(factors);
+template <bool is_aligned>
+struct StoredOutIn {
+  static constexpr int each = matvec_warps;
+
+  template <int count, class Element>
+  static __device__ bool sums(const float* x, const View<const Element> (&w)[count], Index first,
+                              Index& col, float (&total)[count]) {
+    constexpr int ahead = sizeof(Element) > 2 ? 2 : 4;
+    const Index lane = threadIdx.x % 32, depth = w[0].cols;
+    col = first + threadIdx.x / 32;
+    if (col >= w[0].rows) return false;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) sum += factors[j] * weights[j];
+    for (int i = 0; i < count; ++i) total[i] = 0;
+    for (Index k0 = 0; k0 < depth; k0 += ahead * 256) {
+      Eight<Element> weights[ahead][count];
+      Eight<float> factors[ahead];
+#pragma unroll
+      for (int n = 0; n < ahead; ++n) {
+        const Index k = k0 + n * 256 + 8 * lane;
+#pragma unroll
+        for (int i = 0; i < count; ++i) {
+          weights[n][i] = load_eight<is_aligned>(w[i].row(col) + k, depth - k);
+        }
+        factors[n] = load_eight<is_aligned>(x + k, depth - k);
+      }
+#pragma unroll
+      for (int n = 0; n < ahead; ++n) {
+        float ours[8];
+        factors[n].widen(ours);
+#pragma unroll
+        for (int i = 0; i < count; ++i) {
+          float eight[8];
+          weights[n][i].widen(eight);
+#pragma unroll
+          for (int j = 0; j < 8; ++j) total[i] += ours[j] * eight[j];
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < count; ++i) total[i] = lanes_sum(total[i]);
+    return lane == 0;
   }
-  sum = lanes_sum(sum);
-  if (lane == 0) put(y(row, col), sum, add);
+};
+
+/// What one x is multiplied with: weights that lie alike, results of any width. Each has the blocks
+/// from its first to the next one's.
+constexpr int most_products = 3;
+template <class Element>
+struct Products {
+  View<const Element> w[most_products];
+  View<float> y[most_products];
+  unsigned first[most_products];
+};
+
+template <class Element, class Stored>
+__global__ void __launch_bounds__(matvec_threads, matvec_blocks)
+    matvec_kernel(View<const float> x, Products<Element> all, bool add) {
+  const int which = blockIdx.x < all.first[1] ? 0 : blockIdx.x < all.first[2] ? 1 : 2;
+  const View<const Element> w[] = {all.w[which]};
+  const Index row = blockIdx.y, block = blockIdx.x - all.first[which];
+  Index col;
+  float total[1];
+  if (!Stored::sums(x.row(row), w, block * Stored::each, col, total)) return;
+  put(all.y[which](row, col), total[0], add);
+}
+
+/// So many columns stored [out, in] that every warp has four, which share x: a head.
+constexpr int together = 4;
+template <class Element>
+__global__ void __launch_bounds__(matvec_threads, matvec_blocks)
+    matvec_many_kernel(View<const float> x, View<const Element> w, View<float> y, bool add) {
+  const auto every_fourth = [&](int i) {
+    return View<const Element>(w.row(i), w.rows / together, w.cols, together * w.stride);
+  };
+  const View<const Element> four[] = {every_fourth(0), every_fourth(1), every_fourth(2),
+                                      every_fourth(3)};
+  const Index row = blockIdx.y, first = static_cast<Index>(blockIdx.x) * matvec_warps;
+  Index col;
+  float total[together];
+  if (!StoredOutIn<true>::sums(x.row(row), four, first, col, total)) return;
+#pragma unroll
+  for (int i = 0; i < together; ++i) put(y(row, together * col + i), total[i], add);
+}
+
+/// One product, whose rows the last block adds to the residual stream and norms.
+template <class Element, class Stored>
+__global__ void __launch_bounds__(matvec_threads, matvec_blocks)
+    matvec_sum_kernel(View<const float> x, View<const Element> stored, View<float> product,
+                      ResidualSum<float> sum, Norm<float> norm, View<float> y, View<float> inverse,
+                      unsigned* counters) {
+  static_assert(matvec_threads == row_threads);
+  const View<const Element> w[] = {stored};
+  const Index row = blockIdx.y;
+  Index col;
+  float total[1];
+  const Index first = static_cast<Index>(blockIdx.x) * Stored::each;
+  if (Stored::sums(x.row(row), w, first, col, total)) product(row, col) = total[0];
+  if (!is_last_block(counters + row, gridDim.x)) return;
+  sum_and_norm<pack_size<float>>(sum, norm, y, inverse, {}, row);
+}
+
+template <class Element>
+struct Gate {
+  View<const Element> w1, w3;
+  View<float> gate, up, out;
+};
+
+template <class Element, class Stored>
+__global__ void __launch_bounds__(matvec_threads, matvec_blocks)
+    gated_kernel(View<const float> x, Gate<Element> g) {
+  const View<const Element> w[] = {g.w1, g.w3};
+  const Index row = blockIdx.y;
+  Index col;
+  float total[2];
+  const Index first = static_cast<Index>(blockIdx.x) * Stored::each;
+  if (!Stored::sums(x.row(row), w, first, col, total)) return;
+  g.gate(row, col) = total[0];
+  g.up(row, col) = total[1];
+  g.out(row, col) = total[0] * sigmoid(total[0]) * total[1];
+}
+
+/// Calls f with the way weights are to be read that lie as these do.
+template <class F>
+void with_storage(const View<const float>& x, const Weight<float>* w, int count, const F& f) {
+  bool aligned = in_sixteens(x);
+  Index cols = 0;
+  for (int i = 0; i < count; ++i) {
+    cols += w[i].cols;
+    w[i].visit(
+        [&](auto stored) { aligned = aligned && in_sixteens(stored) && stored.cols % 8 == 0; });
+  }
+  constexpr Index many = 32 * 128;  // columns: enough blocks of 32 for every SM
+  if (w->transposed) {
+    aligned ? f(StoredOutIn<true>()) : f(StoredOutIn<false>());
+  } else if (aligned) {
+    cols < many ? f(StoredInOut<16, true>()) : f(StoredInOut<32, true>());
+  } else {
+    f(StoredInOut<32, false>());
+  }
+}
+
+/// matvec_many_kernel, where it keeps every SM busy.
+inline bool start_matvec_many(cudaStream_t stream, const View<const float>& x,
+                              const Weight<float>& w, const View<float>& y, bool add) {
+  constexpr Index each = together * matvec_warps, many = 512;  // columns of a block, blocks
+  if (!w.transposed || w.cols % together != 0 || w.cols < each * many) return false;
+  return w.visit([&]<class Element>(View<const Element> stored) {
+    if (!in_sixteens(x) || !in_sixteens(stored) || stored.cols % 8 != 0) return false;
+    const dim3 blocks(grid(blocks_for(w.cols, each)), grid(x.rows));
+    matvec_many_kernel<Element><<<blocks, matvec_threads, 0, stream>>>(x, stored, y, add);
+    return true;
+  });
+}
+
+inline bool lie_alike(const Weight<float>& a, const Weight<float>& b) {
+  return a.transposed == b.transposed && a.narrow == b.narrow && a.rows == b.rows;
+}
+
+inline void start_matvec(cudaStream_t stream, const View<const float>& x, const Weight<float>* w,
+                         const View<float>* y, int count, bool add) {
+  with_storage(x, w, count, [&]<class Stored>(Stored) {
+    w->visit([&]<class Element>(View<const Element>) {
+      Products<Element> all = {};
+      Index blocks = 0;
+      for (int i = 0; i < most_products; ++i) {
+        all.first[i] = grid(blocks);
+        if (i >= count) continue;
+        all.w[i] = w[i].template stored<Element>();
+        all.y[i] = y[i];
+        blocks += blocks_for(y[i].cols, Stored::each);
+      }
+      matvec_kernel<Element, Stored>
+          <<<dim3(grid(blocks), grid(x.rows)), matvec_threads, 0, stream>>>(x, all, add);
+    });
+  });
 }
 
 }  // namespace
@@ -121,17 +313,59 @@ void Launch<S>::matvec(Stream stream, View<const S> x, Weight<S> w, View<S> y, W
   if constexpr (std::is_same_v<S, float>) {
     if (y.rows == 0 || y.cols == 0) return;
     const bool add = write == Write::Add;
-    const Index each = w.transposed ? matvec_warps : matvec_columns;
-    const dim3 blocks(grid(blocks_for(y.cols, each)), grid(y.rows));
-    w.visit([&]<class Element>(View<const Element> stored) {
-      const bool aligned = in_sixteens(stored) && in_sixteens(x);
-      const auto kernel =
-          w.transposed ? (aligned ? matvec_transposed_kernel<Element, true>
-                                  : matvec_transposed_kernel<Element, false>)
-                       : (aligned ? matvec_kernel<Element, true> : matvec_kernel<Element, false>);
-      kernel<<<blocks, matvec_threads, 0, stream>>>(x, stored, y, add);
-    });
+    if (!start_matvec_many(stream, x, w, y, add)) start_matvec(stream, x, &w, &y, 1, add);
   }
+}
+
+template <class S>
+bool Launch<S>::matvec_each(Stream stream, View<const S> x, const Weight<S>* w, const View<S>* y,
+                            Index count) {
+  if constexpr (std::is_same_v<S, float>) {
+    if (x.rows == 0 || count < 1 || count > most_products) return false;
+    for (Index i = 0; i < count; ++i) {
+      if (w[i].cols == 0 || !lie_alike(w[i], *w)) return false;
+    }
+    start_matvec(stream, x, w, y, static_cast<int>(count), false);
+    return true;
+  }
+  return false;
+}
+
+template <class S>
+bool Launch<S>::product_sum_and_norm(Stream stream, const FewRows<S>& product,
+                                     const ResidualSum<S>& sum, Norm<S> norm, View<S> y,
+                                     View<S> inverse, unsigned* counters) {
+  if constexpr (std::is_same_v<S, float>) {
+    const auto& [x, w, result] = product;
+    if (!fits_sum_and_norm(sum, y)) return false;
+    with_storage(x, &w, 1, [&]<class Stored>(Stored) {
+      w.visit([&]<class Element>(View<const Element> stored) {
+        const dim3 blocks(grid(blocks_for(w.cols, Stored::each)), grid(x.rows));
+        matvec_sum_kernel<Element, Stored><<<blocks, matvec_threads, 0, stream>>>(
+            x, stored, result, sum, norm, y, inverse, counters);
+      });
+    });
+    return true;
+  }
+  return false;
+}
+
+template <class S>
+bool Launch<S>::gated(Stream stream, View<const S> x, Weight<S> w1, Weight<S> w3, View<S> gate,
+                      View<S> up, View<S> out) {
+  if constexpr (std::is_same_v<S, float>) {
+    if (x.rows == 0 || w1.cols == 0 || w1.cols != w3.cols || !lie_alike(w1, w3)) return false;
+    const Weight<float> both[] = {w1, w3};
+    with_storage(x, both, 2, [&]<class Stored>(Stored) {
+      w1.visit([&]<class Element>(View<const Element> stored) {
+        const dim3 blocks(grid(blocks_for(w1.cols, Stored::each)), grid(x.rows));
+        gated_kernel<Element, Stored><<<blocks, matvec_threads, 0, stream>>>(
+            x, {stored, w3.template stored<Element>(), gate, up, out});
+      });
+    });
+    return true;
+  }
+  return false;
 }
 
 }  // namespace cuda::detail

@@ -49,6 +49,99 @@ __global__ void rms_norm_kernel(Operand<S> x, Norm<S> norm, Operand<S> h, View<S
   }
 }
 
+/// A norm's factors of channels j to j + N - 1.
+template <int N, class S>
+__device__ Pack<S, N> load_scales(const Norm<S>& norm, Index j) {
+  const Weight<S>& w = norm.scale;
+  const Index at = w.transposed ? j * w.stride : j, apart = w.transposed ? w.stride : 1;
+  Pack<S, N> out;
+#pragma unroll
+  for (int n = 0; n < N; ++n) out.at[n] = S(1);
+  if (w.narrow) {
+    const auto* const from = static_cast<const bfloat16*>(w.data) + at;
+#pragma unroll
+    for (int n = 0; n < N; ++n) out.at[n] = static_cast<S>(element(from + n * apart));
+  } else if (w.data != nullptr) {
+    const auto* const from = static_cast<const S*>(w.data) + at;
+#pragma unroll
+    for (int n = 0; n < N; ++n) out.at[n] = element(from + n * apart);
+  }
+  return out;
+}
+
+/// Packs of a row that a thread of sum_and_norm holds.
+constexpr int held_packs = 4;
+
+/// Row t of out = h + x or h + rms_norm(x), then of y = rms_norm(out); a block a row, every thread
+/// holds its share. Nobody waits for memory but once: what is read is asked for before the first
+/// sum. Each number is computed as rms_norm_kernel and add_kernel compute it.
+template <int N, class S>
+__device__ void sum_and_norm(const ResidualSum<S>& sum, const Norm<S>& norm, const View<S>& y,
+                             const View<S>& inverse, const View<bfloat16>& rounded, Index t) {
+  const Index width = sum.x.cols, first = N * static_cast<Index>(threadIdx.x);
+  constexpr Index step = N * static_cast<Index>(row_threads);
+  Pack<S, N> x[held_packs], h[held_packs], scale[held_packs], next_scale[held_packs];
+#pragma unroll
+  for (int i = 0; i < held_packs; ++i) {
+    const Index j = first + i * step;
+    if (j >= width) break;
+    x[i] = load_pack<S, N>({sum.x, {}}, t, j);
+    h[i] = load_pack<S, N>({sum.h, {}}, t, j);
+    if (sum.has_norm) scale[i] = load_scales<N>(sum.norm, j);
+    next_scale[i] = load_scales<N>(norm, j);
+  }
+  S inv(1);
+  if (sum.has_norm) {
+    S squares(0);
+#pragma unroll
+    for (int i = 0; i < held_packs; ++i) {
+      if (first + i * step >= width) break;
+#pragma unroll
+      for (int n = 0; n < N; ++n) squares = squares + x[i].at[n] * x[i].at[n];
+    }
+    inv = inverse_rms(block_sum(squares), width, sum.norm.eps);
+    if (!sum.inverse.empty() && threadIdx.x == 0) sum.inverse(t, 0) = inv;
+  }
+  S squares(0);
+#pragma unroll
+  for (int i = 0; i < held_packs; ++i) {
+    const Index j = first + i * step;
+    if (j >= width) break;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      S& out = h[i].at[n];
+      out = sum.has_norm ? out + x[i].at[n] * inv * scale[i].at[n] : out + x[i].at[n];
+      squares = squares + out * out;
+    }
+    put_pack(sum.out, t, j, h[i]);
+  }
+  inv = inverse_rms(block_sum(squares), width, norm.eps);
+  if (!inverse.empty() && threadIdx.x == 0) inverse(t, 0) = inv;
+#pragma unroll
+  for (int i = 0; i < held_packs; ++i) {
+    const Index j = first + i * step;
+    if (j >= width) break;
+    Pack<S, N> out;
+#pragma unroll
+    for (int n = 0; n < N; ++n) out.at[n] = S(0) + h[i].at[n] * inv * next_scale[i].at[n];
+    put_pack(y, t, j, out);
+    put_rounded(rounded, t, j, out);
+  }
+}
+template <class S, int N>
+__global__ void __launch_bounds__(row_threads)
+    sum_and_norm_kernel(ResidualSum<S> sum, Norm<S> norm, View<S> y, View<S> inverse,
+                        View<bfloat16> rounded) {
+  sum_and_norm<N>(sum, norm, y, inverse, rounded, blockIdx.x);
+}
+/// Whether there is a kernel for these rows.
+template <class S>
+bool fits_sum_and_norm(const ResidualSum<S>& sum, const View<S>& y) {
+  return in_packs(sum.x) && in_packs(sum.h) && in_packs<S>(sum.out) && in_packs<S>(y) &&
+         sum.x.cols <= held_packs * pack_size<S> * Index{row_threads} && sum.x.rows > 0 &&
+         !y.empty();
+}
+
 /// dx (+)= inverse * scale * dy - x * pull; dx may be dy.
 template <class T, int N, class S = ScalarOf<T>>
 __global__ void rms_norm_backward_kernel(Operand<S> x, Norm<S> norm, Operand<S> inverse,
@@ -148,6 +241,18 @@ void Launch<S>::rms_norm(Stream stream, bool tangents, Operand<S> x, Norm<S> nor
     rms_norm_kernel<T, N>
         <<<grid(x.value.rows), row_threads, 0, stream>>>(x, norm, h, y, inverse, rounded);
   });
+}
+
+template <class S>
+bool Launch<S>::sum_and_norm(Stream stream, const ResidualSum<S>& sum, Norm<S> norm, View<S> y,
+                             View<S> inverse, View<bfloat16> rounded) {
+  if constexpr (std::is_same_v<S, float>) {
+    if (!fits_sum_and_norm(sum, y)) return false;
+    sum_and_norm_kernel<S, pack_size<S>>
+        <<<grid(sum.x.rows), row_threads, 0, stream>>>(sum, norm, y, inverse, rounded);
+    return true;
+  }
+  return false;
 }
 
 template <class S>

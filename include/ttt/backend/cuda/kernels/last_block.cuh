@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What several blocks made, put together by the last of them: one kernel less to start and to wait
+/// for. Which block that is varies; what it does does not.
+#pragma once
+
+#include <ttt/backend/cuda/kernels/number.cuh>
+
+namespace ttt::inline TTT_ABI {
+namespace cuda::detail {
+namespace {
+
+/// Whether this is the last of `blocks` blocks to come here; then it sees what the others wrote
+/// before. The counter is zero before the first and behind the last. For whole blocks.
+template <class = void>  // so that two units of a program may have it
+__device__ bool is_last_block(unsigned* counter, unsigned blocks) {
+  __shared__ unsigned before[1];
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) before[0] = atomicInc(counter, blocks - 1);
+  __syncthreads();
+  const bool last = before[0] == blocks - 1;
+  if (last) __threadfence();
+  return last;
+}
+
+}  // namespace
+}  // namespace cuda::detail
+}  // namespace ttt::inline TTT_ABI

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What a backend puts on its stream, one thing behind the other. Any host compiler reads this.
+#pragma once
+
+#include <memory>
+#include <utility>
+
+#include <ttt/backend/cuda/device.hpp>
+#include <ttt/backend/cuda/launch.hpp>
+#include <ttt/backend/cuda/pending_work.hpp>
+#include <ttt/backend/cuda/tensor_cores.hpp>
+
+namespace ttt::inline TTT_ABI {
+namespace cuda::detail {
+
+/// The stream of a backend. A `fast` one, with products in bfloat16, remembers between one thing
+/// and the next: operands that are rounded, and work that may become one with what follows. So
+/// everything goes through here. Copies share all of it.
+template <class S, bool fast>
+class Queue {
+  using In = View<const S>;
+  using Out = View<S>;
+
+ protected:
+  Queue(std::shared_ptr<const Device> device, bool own_stream) : device_(std::move(device)) {
+    if constexpr (fast) {
+      tensor_cores_ = std::make_shared<TensorCores>(device_, own_stream);
+      pending_ = std::make_shared<PendingWork>(device_, own_stream);
+    }
+  }
+
+  std::shared_ptr<const Device> device_;
+
+  /// The stream, for a caller who may put anything on it at any time.
+  cudaStream_t stream_for_caller() const {
+    if constexpr (fast) {
+      pending_->never_wait();
+      tensor_cores_->never_remember();
+    }
+    return device_->stream();
+  }
+
+  /// The stream, for anything but a product.
+  cudaStream_t next() const {
+    start_pending();
+    if constexpr (fast) tensor_cores_->forget();
+    return device_->stream();
+  }
+
+  void wait() const {
+    start_pending();
+    device_->synchronize();
+  }
+
+  /// Calls start(a place for a rounded copy of each result), which puts the kernel that makes them
+  /// on the stream.
+  template <class F, class... Results>
+  void rounding(const F& start, const Results&... results) const {
+    start_pending();
+    if constexpr (fast) {
+      tensor_cores_->rounding(start, results...);
+    } else {
+      start((static_cast<void>(results), View<bfloat16>())...);
+    }
+  }
+
+  /// c (+)= a · b; under Bfloat16 either may be in that already.
+  void product(Weight<S> a, Weight<S> b, Out c, Write write) const {
+    if constexpr (fast) {
+      if (c.rows <= TensorCores::few_rows && !a.transposed && !a.narrow) {
+        tensor_cores_->forget();
+        return pending_->product({a.template stored<S>(), b, c}, write);
+      }
+      start_pending();
+      tensor_cores_->multiply(a, b, c, write);
+    } else {
+      Launch<S>::matmul(next(), a.template stored<S>(), a.transposed, b, c, write);
+    }
+  }
+
+  /// A sum on the residual stream, which may wait for what comes next.
+  void sum(const ResidualSum<S>& sum) const {
+    if constexpr (fast) {
+      tensor_cores_->forget();
+      pending_->add(sum);
+    } else if (sum.has_norm) {
+      Launch<S>::rms_norm(next(), false, {sum.x, {}}, sum.norm, {sum.h, {}}, sum.out, sum.inverse);
+    } else {
+      Launch<S>::add(next(), sum.h, sum.x, sum.out);
+    }
+  }
+  /// y = rms_norm(x), of that sum or of anything else.
+  void norm(In x, Norm<S> norm, Out y, Out inverse) const {
+    if constexpr (fast) {
+      tensor_cores_->rounding(
+          [&](View<bfloat16> rounded) { pending_->norm(x, norm, y, inverse, rounded); }, y);
+    } else {
+      Launch<S>::rms_norm(next(), false, {x, {}}, norm, {}, y, inverse);
+    }
+  }
+
+ private:
+  void start_pending() const {
+    if constexpr (fast) pending_->start();
+  }
+
+  std::shared_ptr<TensorCores> tensor_cores_;  // these under Bfloat16
+  std::shared_ptr<PendingWork> pending_;
+};
+
+}  // namespace cuda::detail
+}  // namespace ttt::inline TTT_ABI
