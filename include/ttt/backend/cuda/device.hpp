@@ -5,7 +5,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -47,6 +46,15 @@ struct [[gnu::visibility("hidden")]] Unit {
   static bool has_code_for_current_device();
 };
 extern template struct Unit<>;
+
+/// Work that has been put off.
+class PutOff {
+ public:
+  virtual void start() = 0;
+
+ protected:
+  ~PutOff() = default;
+};
 
 /// One GPU and one stream on it; memory comes from a pool in the stream's order, so that taking and
 /// giving back waits for nothing.
@@ -97,15 +105,15 @@ class Device {
   void deallocate(void* memory) const {
     {
       const std::lock_guard lock(put_off_mutex_);
-      if (put_off_) put_off_();
+      if (put_off_ != nullptr) put_off_->start();
     }
     static_cast<void>(cudaFreeAsync(memory, stream()));
   }
-  /// `start` puts on the stream what has been put off: called before memory is given back, which
-  /// that may use. Empty: nothing is put off any more.
-  void before_deallocating(std::function<void()> start) const {
+  /// Whose work is to be put on the stream before memory is given back, which it may use; null for
+  /// nobody's.
+  void puts_off(PutOff* work) const {
     const std::lock_guard lock(put_off_mutex_);
-    put_off_ = std::move(start);
+    put_off_ = work;
   }
 
   template <class T>
@@ -207,7 +215,7 @@ class Device {
   double* partial_sums_ = nullptr;
   double* sum_ = nullptr;
   mutable std::mutex sum_mutex_, scratch_mutex_, put_off_mutex_;
-  mutable std::function<void()> put_off_;
+  mutable PutOff* put_off_ = nullptr;
   mutable void* scratch_ = nullptr;
   mutable std::size_t scratch_size_ = 0;
 };

@@ -18,16 +18,16 @@ namespace cuda::detail {
 /// with a norm of that: one kernel, or two where rows are many, of which each would wait for the
 /// one before. So a product of few rows and a sum are put on the stream when the next thing is:
 /// with it, or before it where it is something else. The bits are the same.
-class PendingWork {
+class PendingWork final : public PutOff {
  public:
   /// Without `wait`, everything is put on the stream at once: a caller who has the stream may put
   /// kernels of his own behind it.
   PendingWork(std::shared_ptr<const Device> device, bool wait)
       : device_(std::move(device)), wait_(wait) {
-    device_->before_deallocating([this] { start(); });
+    device_->puts_off(this);
   }
   ~PendingWork() {
-    device_->before_deallocating({});
+    device_->puts_off(nullptr);
     start();
   }
   PendingWork(const PendingWork&) = delete;
@@ -76,7 +76,7 @@ class PendingWork {
   }
 
   /// Something else is put on the stream, or somebody waits for it.
-  void start() {
+  void start() override {
     const std::lock_guard lock(mutex_);
     start_all();
   }
