@@ -17,38 +17,15 @@
 
 #include "../support/reading.hpp"
 #include "../support/training.hpp"
-#include <ttt/backend/cuda/backend.hpp>
+#include "gpu.hpp"
 #include <ttt/train.hpp>
 #include <ttt/ttt.hpp>
 
 namespace {
 
 using namespace ttt;
-using Fast = cuda::Backend<float, cuda::Products::Bfloat16>;
+using namespace ttt::bench;
 using Learner = InnerLoop<Sgd>;
-double yardstick = 0;  // FLOP/s
-
-void per_second(benchmark::State& state, const char* what, double count) {
-  state.counters[what] = benchmark::Counter(count, benchmark::Counter::kIsIterationInvariantRate);
-}
-/// Work an iteration: its rate, and that as a share of the yardstick, if it ran before.
-void flops(benchmark::State& state, double count) {
-  per_second(state, "FLOP/s", count);
-  if (yardstick > 0) per_second(state, "share", count / yardstick);
-}
-template <class Machine>
-void peak(benchmark::State& state, const Machine& gpu) {
-  state.counters["peak_GB"] = static_cast<double>(gpu.peak_bytes()) / 1e9;
-}
-
-std::vector<Token> tokens(Index size, Index vocabulary) {
-  Random random{2};
-  std::vector<Token> out(static_cast<std::size_t>(size));
-  for (Token& t : out) {
-    t = static_cast<Token>(random.bits() % static_cast<std::uint64_t>(vocabulary));
-  }
-  return out;
-}
 
 template <class Machine>
 cuda::Buffer<float> noise(const Machine& gpu, Index size) {
@@ -138,37 +115,6 @@ void product(benchmark::State& state) {
 PRODUCTS(Cuda);
 PRODUCTS(Fast);
 
-/// Weights in bfloat16: one stretch of noise again and again, and norms of ones.
-template <class Machine, class Model>
-Weights<Model, Machine> noise_weights(const Machine& gpu, const Preset<Model>& preset) {
-  Model model(preset.config);
-  constexpr Index stretch = Index{1} << 22;
-  Random random{1};
-  std::vector<bfloat16> values(stretch), ones(static_cast<std::size_t>(model.config().width));
-  for (bfloat16& x : values) x = bfloat16(static_cast<float>(0.02 * random.normal()));
-  for (bfloat16& x : ones) x = bfloat16(1.0f);
-  typename Weights<Model, Machine>::Memory memory;
-  memory.buffers.push_back(gpu.template allocate<float>(parameter_count(model) / 2 + 1));
-  auto* at = reinterpret_cast<bfloat16*>(memory.buffers.back().data());
-  gpu.to_device(values.data(), at, std::min(stretch, parameter_count(model)));
-  const bfloat16* const noise = at;
-  auto tree = model.template tree<Weight<float>>();
-  auto shapes = model.shapes();
-  Index place = 0;
-  Model::each(
-      [&](const ParameterName& name, const Shape& shape, Weight<float>& leaf) {
-        bfloat16* const to = at + place;
-        place += shape.size();
-        leaf = View<const bfloat16>(to, shape.rows, shape.cols);
-        if (name.role == Role::Norm) return gpu.to_device(ones.data(), to, shape.size());
-        for (Index done = 0; done < shape.size(); done += stretch) {
-          if (to + done == noise) continue;
-          gpu.copy(noise, to + done, std::min(stretch, shape.size() - done));
-        }
-      },
-      shapes, tree);
-  return {std::move(model), gpu, std::move(tree), std::move(memory)};
-}
 // ---- attention ----------------------------------------------------------------------------------
 
 /// A chunk of 1,024 queries behind a full window of 8,192 keys.
@@ -249,49 +195,52 @@ void move_to(SessionType& session, Index tokens) {
   session.adopt(std::move(state));
 }
 
+constexpr Index chunk = 1024;
+
 template <class Machine, class Model>
-auto session_for(const Machine& gpu, const Preset<Model>& preset, const auto& learner) {
+auto session_for(const Machine& gpu, const Preset<Model>& preset, const auto& learner,
+                 Index ahead = 1) {
   if constexpr (std::is_same_v<Machine, Fast>) {
     return Session(noise_weights(gpu, preset), learner,
-                   SessionOptions{.max_tokens = Model::is_windowed ? 0 : Index{131072} + 2});
+                   SessionOptions{.max_tokens = Model::is_windowed ? 0 : Index{131072} + 2,
+                                  .read_ahead = ahead});
   } else {
-    return Session(initialise(preset, gpu, 1), learner, SessionOptions{});
+    return Session(initialise(preset, gpu, 1), learner, SessionOptions{.read_ahead = ahead});
   }
 }
 
-constexpr Index chunk = 1024;
-
+/// Every slot of the window, however far it looks ahead.
 template <class SessionType>
 void fill_window(SessionType& session, std::span<const Token> text) {
   session.read(text.first(1));
-  for (int i = 0; i < 9; ++i) session.read(text);
+  for (Index read = 0; read < 18 * chunk; read += std::ssize(text)) session.read(text);
 }
 
-/// A chunk behind a full window, at any place of a document.
+/// `ahead` chunks behind a full window, at any place of a document.
 template <class Machine, class Model, class Learner>
-void read_chunk(benchmark::State& state, const Preset<Model>& preset, const Learner& learner,
-                Index at) {
+void read_chunks(benchmark::State& state, const Preset<Model>& preset, const Learner& learner,
+                 Index at, Index ahead) {
   const Machine gpu;
-  const std::vector<Token> text = tokens(chunk, preset.config.vocabulary);
-  auto session = session_for(gpu, preset, learner);
+  const std::vector<Token> text = tokens(ahead * chunk, preset.config.vocabulary);
+  auto session = session_for(gpu, preset, learner, ahead);
   fill_window(session, text);
   move_to(session, at);
   for (auto _ : state) session.read(text);
-  per_second(state, "tokens/s", chunk);
+  per_second(state, "tokens/s", static_cast<double>(ahead * chunk));
   Config config = session.weights().config();
   if (std::is_same_v<Learner, NoLearning>) config.prefix_blocks += config.suffix_blocks;
   if (std::is_same_v<Learner, NoLearning>) config.suffix_blocks = 0;
-  flops(state, chunk * bench::reading_flops(config, chunk));
+  flops(state, static_cast<double>(ahead * chunk) * bench::reading_flops(config, chunk));
   peak(state, gpu);
 }
 
 /// A whole document from its beginning.
 template <class Machine, class Model, class Learner>
 void read_document(benchmark::State& state, const Preset<Model>& preset, const Learner& learner,
-                   Index length) {
+                   Index length, Index ahead) {
   const Machine gpu;
   const std::vector<Token> text = tokens(length + 1, preset.config.vocabulary);
-  auto session = session_for(gpu, preset, learner);
+  auto session = session_for(gpu, preset, learner, ahead);
   session.read(std::span(text).first(std::min<Index>(length, 2 * chunk) + 1));
   for (auto _ : state) {
     session.reset();
@@ -368,28 +317,34 @@ const bool registered = [] {
     const Learner learner{.chunk = chunk};
     const NoLearning none{.chunk = chunk};
     const bool large = size == "3b";
-    add("read/" + size + "/empty:8192",
-        [=](State& s) { read_document<Fast>(s, e2e, learner, 8192); });
-    for (const auto& [name, at] :
-         {std::pair<const char*, Index>{"16K", 16384}, {"128K", 131072}, {"1M", 1048576}}) {
-      add("read/" + size + "/at:" + name, [=](State& s) { read_chunk<Fast>(s, e2e, learner, at); });
+    for (const Index ahead : {1, 8}) {
+      const std::string name = "read/" + size + "/ahead:" + std::to_string(ahead);
+      add(name + "/empty:8192",
+          [=](State& s) { read_document<Fast>(s, e2e, learner, 8192, ahead); });
+      for (const auto& [place, at] :
+           {std::pair<const char*, Index>{"16K", 16384}, {"128K", 131072}, {"1M", 1048576}}) {
+        add(name + "/at:" + place,
+            [=](State& s) { read_chunks<Fast>(s, e2e, learner, at, ahead); });
+      }
     }
     add("read/" + size + "/window_only/at:128K",
-        [=](State& s) { read_chunk<Fast>(s, e2e, none, 131072); });
+        [=](State& s) { read_chunks<Fast>(s, e2e, none, 131072, 8); });
     add("prefill/" + size + "/full_attention/empty:8192",
-        [=](State& s) { read_document<Fast>(s, full, none, 8192); });
+        [=](State& s) { read_document<Fast>(s, full, none, 8192, 8); });
     add(
         "prefill/" + size + "/full_attention/empty:131072",
-        [=](State& s) { read_document<Fast>(s, full, none, 131072); }, true);
+        [=](State& s) { read_document<Fast>(s, full, none, 131072, 8); }, true);
     add("decode/" + size + "/at:16K", [=](State& s) { decode<Fast>(s, e2e, 16384); });
     add("decode/" + size + "/at:1M", [=](State& s) { decode<Fast>(s, e2e, 1048576); });
     add("meta_gradient/" + size + "/length:8192/batch:1",
         [=](State& s) { meta_gradient<Fast>(s, e2e, 8192, 1, {.recompute = large}); });
     if (large) return;
-    add("meta_gradient/" + size + "/length:8192/batch:4",
-        [=](State& s) { meta_gradient<Fast>(s, e2e, 8192, 4, {}); });
+    for (const Index stacked : {1, 2, 4}) {  // one after the other, in pairs, together
+      add("meta_gradient/" + size + "/length:8192/batch:4/stacked:" + std::to_string(stacked),
+          [=](State& s) { meta_gradient<Fast>(s, e2e, 8192, 4, {.stacked = stacked}); });
+    }
     add("read/" + size + "/exact/at:128K",
-        [=](State& s) { read_chunk<Cuda>(s, e2e, learner, 131072); });
+        [=](State& s) { read_chunks<Cuda>(s, e2e, learner, 131072, 1); });
     add("decode/" + size + "/exact/at:16K", [=](State& s) { decode<Cuda>(s, e2e, 16384); });
     add(
         "meta_gradient/" + size + "/exact/length:8192/batch:1",

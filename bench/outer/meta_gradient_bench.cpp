@@ -3,6 +3,7 @@
 // by turn in the same benchmark: the machine's mood falls on all three.
 //
 //   meta_gradient/S    "of_reading": times a reading; "of_eigen": share of threads x Eigen's 1024^3
+//   stacked/S          two sequences together; "of_apart": times the same two, each on its threads
 #include <chrono>
 #include <vector>
 
@@ -65,6 +66,32 @@ void meta_gradient(benchmark::State& state, Preset<Model> preset, Index length, 
   state.counters["of_eigen"] = work * iterations / training / (eigen * cpu.threads());
 }
 
+template <class Model>
+void stacked(benchmark::State& state, Preset<Model> preset, Index length) {
+  constexpr Index batch = 2;
+  const Cpu& cpu = machine<Cpu>();
+  const auto weights = initialise(preset, cpu, 1);
+  const InnerLoop<Sgd> learner{.chunk = preset.config.chunk};
+  MetaGradient apart(weights.model(), cpu, learner, length);
+  MetaGradient together(weights.model(), cpu, learner, length, {.sequences = 1, .stacked = batch});
+  std::vector<float> gradient(static_cast<std::size_t>(apart.size()));
+  const auto text = tokens(batch * (length + 1), preset.config.vocabulary);
+  const auto differentiate = [&](auto& meta) {
+    return seconds([&] { meta(weights.parameters(), text, {}, gradient.data()); });
+  };
+  differentiate(apart);
+  differentiate(together);
+  double with = 0, without = 0;
+  for (auto _ : state) {
+    const double time = differentiate(together);
+    state.SetIterationTime(time);
+    with += time;
+    without += differentiate(apart);
+  }
+  rate(state, "tokens/s", static_cast<double>(batch * length));
+  state.counters["of_apart"] = with / without;
+}
+
 BENCHMARK_CAPTURE(meta_gradient, S, small, 2048, SecondOrder{})
     ->Name("meta_gradient/S")
     ->UseManualTime()
@@ -80,6 +107,14 @@ BENCHMARK_CAPTURE(meta_gradient, S_first, small, 2048, FirstOrder{})
     ->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(meta_gradient, books_byte, presets::books_byte, 2048, SecondOrder{})
     ->Name("meta_gradient/books_byte")
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(stacked, S, small, 2048)
+    ->Name("stacked/S")
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(stacked, books_byte, presets::books_byte, 2048)
+    ->Name("stacked/books_byte")
     ->UseManualTime()
     ->Unit(benchmark::kMillisecond);
 

@@ -599,21 +599,31 @@ TEST_CASE_TEMPLATE("swiglu hides nothing", S, float, double) {
   }
 }
 
-TEST_CASE_TEMPLATE("log_sum_exp", S, float, double) {
+TEST_CASE_TEMPLATE("next_token", S, float, double) {
   Random random{18};
   const auto run = [](const Matrix<S>& logits) {
     return [&logits](const auto& b) {
       using T = ScalarOf<std::decay_t<decltype(b)>>;
-      auto out = Matrix<T>::output(logits.view().rows, 1, 2);
-      b.log_sum_exp(logits.template as<T>().view(), out.view());
-      return results(std::move(out));
+      const Index rows = logits.view().rows;
+      auto out = Matrix<T>::output(rows, 2, 2), at = Matrix<T>::output(rows, 1, 0);
+      std::vector<Token> likeliest(static_cast<std::size_t>(rows));
+      b.next_token(logits.template as<T>().view(), out.view(), likeliest.data());
+      for (Index t = 0; t < rows; ++t) {
+        const bool is_number = std::isfinite(out(t, 0));
+        at(t, 0) = is_number ? T(likeliest[static_cast<std::size_t>(t)]) : out(t, 0);
+      }
+      return results(std::move(out), std::move(at));
     };
   };
-  for (Index words : {1, 3, 61, 256, 5000}) {
+  for (Index words : {1, 3, 61, 256, 5000, 70001}) {
     for (double scale : {1.0, 20.0}) {
       CAPTURE(words);
       auto logits = Matrix<S>::input(random, 3, words, 3, scale);
       check_equivalent<S>(run(logits));
+      for (Index j : {words - 1, words / 2, words / 3}) {  // the first of several
+        for (Index t = 0; t < 3; ++t) logits(t, j) = static_cast<S>(100);
+        check_equivalent<S>(run(logits));
+      }
       for (double bad : bad_numbers) {
         logits(1, words / 2) = static_cast<S>(bad);
         check_not_hidden<S>(run(logits));

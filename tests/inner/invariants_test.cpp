@@ -441,13 +441,13 @@ TEST_CASE("invariant 6: memory is known beforehand and does not grow") {
   const auto weights = tiny_weights(backend);
   Random random{9};
   const auto text = tokens(random, 40 * C, 61);
-  const auto check = [&](const auto& how) {
+  const auto check = [&](const auto& how, const SessionOptions& options = {}) {
     *backend.bytes = 0;
     using How = std::decay_t<decltype(how)>;
     using Reader = Session<Weights<TinyReader, Counting>, How>;
-    const Index required = Reader::required_bytes(weights, how);
+    const Index required = Reader::required_bytes(weights, how, options);
     CHECK(*backend.bytes == 0);
-    Reader session(weights, how);
+    Reader session(weights, how, options);
     session.read(part(text, 0, C + 1));
     CHECK(*backend.bytes == required);
     const Index state = session.state_bytes();
@@ -461,6 +461,7 @@ TEST_CASE("invariant 6: memory is known beforehand and does not grow") {
   check(learner);
   check(InnerLoop<Momentum>{.chunk = C});
   check(NoLearning{.chunk = C});
+  check(learner, {.read_ahead = 5});
 }
 
 TEST_CASE("invariant 6: scores are as exact far into a document as at its beginning") {

@@ -55,10 +55,10 @@ std::string books() {
 }  // namespace
 
 TEST_SUITE("slow") {
-  // TTT_SHORT in the environment makes it 200,000: CI has two cores.
+  // TTT_SHORT in the environment makes it 120,000: CI has two cores.
   TEST_CASE("a million tokens: memory does not grow, and the last cost what the first did") {
     constexpr std::size_t piece = 4096, settled = 20'000;
-    const std::size_t all = std::getenv("TTT_SHORT") != nullptr ? 200'000 : 1'000'000;
+    const std::size_t all = std::getenv("TTT_SHORT") != nullptr ? 120'000 : 1'000'000;
     const std::string text = books();
     const Cpu cpu(1);
     const auto weights = test::load_demo(cpu);

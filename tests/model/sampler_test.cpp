@@ -100,6 +100,43 @@ TEST_CASE("TopP: the fewest that hold p") {
   check_shares(shares(TopP{.p = 0.5f, .temperature = 0.1f}, logits), {0, 1, 0, 0, 0});
 }
 
+TEST_CASE("samplers: large vocabularies, of which few are put in order") {
+  Random random{4};
+  std::vector<float> many(5000);
+  for (float& logit : many) logit = static_cast<float>(random.uniform() - 8);
+  many[4321] = log_of(0.5 * 5000);
+  // What the whole order says, token by token.
+  const auto slow = [&](const std::vector<float>& of, double temperature, double mass, double u) {
+    const auto order = detail::likeliest(of, std::ssize(of));
+    std::vector<double> weights;
+    double total = 0, kept = 0;
+    for (const Token t : order) {
+      weights.push_back(
+          std::exp(static_cast<double>(of[static_cast<std::size_t>(t)]) / temperature));
+      total += weights.back();
+    }
+    std::size_t count = 0;
+    while (count < order.size() && (count == 0 || kept < mass * total)) kept += weights[count++];
+    double point = u * kept;
+    for (std::size_t i = 0; i + 1 < count; ++i) {
+      if ((point -= weights[i]) < 0) return order[i];
+    }
+    return order[count - 1];
+  };
+  for (const float temperature : {0.3f, 1.0f, 2.0f}) {
+    for (const float p : {0.1f, 0.7f, 0.99f, 1.0f}) {
+      for (int i = 0; i < 20; ++i) {
+        Random now = random, then = random;
+        const Token want = slow(many, temperature, p, then.uniform());
+        CHECK(TopP{.p = p, .temperature = temperature}(many, now) == want);
+        CHECK(now == then);
+        if (p == 1.0f) CHECK(Temperature{.temperature = temperature}(many, random) == want);
+        random = now;
+      }
+    }
+  }
+}
+
 TEST_CASE("samplers: the same numbers, the same tokens") {
   for (std::uint64_t seed = 0; seed < 20; ++seed) {
     Random a{seed}, b{seed};

@@ -87,3 +87,13 @@ TEST_CASE_TEMPLATE("golden gradients: no inner loop", B, TTT_TEST_BACKENDS) {
   check_gradients<test::GoldenWindowed>("swa_pretrain", B(), NoLearning{});
   check_gradients<test::GoldenFull>("full_attention_pretrain", B(), NoLearning{});
 }
+
+TEST_CASE_TEMPLATE("golden gradients: sequences that go through the upper half together", B,
+                   TTT_TEST_BACKENDS) {
+  for (const Index stacked : {2, 3}) {
+    CAPTURE(stacked);
+    for (const char* name : {"e2e_batch", "e2e_train"}) {
+      check_gradients<test::GoldenReader>(name, B(), Golden(name).learner(), {.stacked = stacked});
+    }
+  }
+}

@@ -104,6 +104,26 @@ TEST_CASE("in place: the gradient of every parameter is the loss's") {
   check_gradient<test::InPlaceHost>({});
   check_gradient<test::InPlaceFromEmbeddings>({});
   check_gradient<test::InPlaceFromEmbeddings>({.keep = Keep::sqrt(), .recompute = true});
+  check_gradient<test::InPlaceHost>({.stacked = 2});
+  check_gradient<test::InPlaceFromEmbeddings>({.recompute = true, .stacked = 2});
+}
+
+TEST_CASE("in place: sequences that go through the upper half together give what they give alone") {
+  const eigen::Backend<double> cpu(2);
+  const auto weights = test::in_place_weights(cpu);
+  const auto text = some_tokens(3 * (length + 1));
+  MetaGradient alone(weights.model(), cpu, learner, length);
+  MetaGradient together(weights.model(), cpu, learner, length, {.stacked = 2});
+  std::vector<double> a(static_cast<std::size_t>(alone.size())), b(a.size());
+  const double loss = alone(weights.parameters(), text, {}, a.data()).loss;
+  CHECK(together(weights.parameters(), text, {}, b.data()).loss ==
+        doctest::Approx(loss).epsilon(1e-13));
+  double error = 0, size = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    error += (a[i] - b[i]) * (a[i] - b[i]);
+    size += a[i] * a[i];
+  }
+  CHECK(std::sqrt(error / size) <= 1e-12);
 }
 
 TEST_CASE("in place: the gradients of what trains alone are those among all") {

@@ -2,6 +2,7 @@
 // A run that is stopped, killed or refused, and one that goes on from what is left.
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
@@ -167,6 +168,32 @@ TEST_CASE("Trainer: stopped anywhere and resumed, it goes on to the same bits") 
     CHECK(load<Tiny>(latest->path + "/model.safetensors", Cpu(1)).count() ==
           trainer->weights().count());
   }
+}
+
+TEST_CASE("Trainer: how many sequences go together is a matter of speed, also when resuming") {
+  const ttt_test::TemporaryFolder temporary;
+  const std::string folder = temporary.path("run");
+  auto undisturbed = make(options());
+  run_all(*undisturbed);
+  {
+    auto first = make(options(folder));
+    first->run([&](const TrainingStep& step) {
+      if (step.step + 1 == 6) first->request_stop();
+    });
+  }
+  TrainerOptions together = options(folder);
+  together.meta.stacked = 2;  // of a batch of three
+  auto rest = make(together);
+  CHECK(rest->resume());
+  CHECK(rest->steps() == 6);
+  run_all(*rest);
+  const auto got = parameters(*rest), want = parameters(*undisturbed);
+  double error = 0, size = 0;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    error += std::pow(static_cast<double>(got[i]) - static_cast<double>(want[i]), 2);
+    size += std::pow(static_cast<double>(want[i]), 2);
+  }
+  CHECK(std::sqrt(error / size) <= 1e-5);
 }
 
 TEST_CASE("Trainer: killed at ten random moments, the log is that of an undisturbed run") {

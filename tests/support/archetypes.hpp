@@ -52,6 +52,7 @@ struct Backend {
   void to_device(const bfloat16*, bfloat16*, Index) const {}
   void to_host(const float*, float*, Index) const {}
   void to_host(const bfloat16*, bfloat16*, Index) const {}
+  void to_host(const Token*, Token*, Index) const {}
   void copy(const float*, float*, Index) const {}
   void fill(float, float*, Index) const {}
   void widen(W, V) const {}
@@ -94,7 +95,7 @@ struct Backend {
   void attention_backward_tangent(In, In, Keys, Keys, In, In, AttentionShape, In, In, In, In, In,
                                   In, V, V, V, Index) const {}
 
-  void log_sum_exp(In, V) const {}
+  void next_token(In, V, Token*) const {}
   Index cross_entropy_scratch(Index, Index) const { return 0; }
   void cross_entropy(In, W, const Token*, const float*, float*, V, float*) const {}
 

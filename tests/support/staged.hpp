@@ -178,6 +178,10 @@ class Staged {
                        call.out(nll, h.rows), call(dh),
                        call.out(scratch, cross_entropy_scratch(h.rows, head.cols)));
   }
+  void next_token(View<const Scalar> logits, View<Scalar> out, Token* likeliest) const {
+    Call call(gpu_);
+    gpu_.next_token(call(logits), call(out), call.out(likeliest, logits.rows));
+  }
   void cross_entropy_tangent(View<const Scalar> h, View<const Scalar> th, Weight<Scalar> head,
                              const Token* targets, const Scalar* weights, double seed,
                              View<Scalar> tdh, View<Scalar> tdhead, Scalar* scratch) const {
@@ -205,7 +209,6 @@ class Staged {
   Primitive<&B::swiglu_backward> swiglu_backward{gpu_};
   Primitive<&B::swiglu_tangent> swiglu_tangent{gpu_};
   Primitive<&B::swiglu_backward_tangent> swiglu_backward_tangent{gpu_};
-  Primitive<&B::log_sum_exp> log_sum_exp{gpu_};
   Primitive<&B::chunk_conv> chunk_conv{gpu_};
   Primitive<&B::chunk_conv_backward> chunk_conv_backward{gpu_};
   Primitive<&B::store> store{gpu_};

@@ -113,6 +113,7 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   b.to_device(tokens, tokens_out, n);
   b.to_device(narrow, narrow_out, n);
   b.to_host(flat, flat_out, n);
+  b.to_host(tokens, tokens_out, n);
   b.to_host(narrow, narrow_out, n);
   b.copy(flat, flat_out, n);
   b.fill(typename B::Scalar{}, flat_out, n);
@@ -153,7 +154,7 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   b.cross_entropy(in, weight, tokens, flat, flat_out, out, flat_out);
   { b.cross_entropy_tangent_scratch(n, n) } -> std::convertible_to<Index>;
   b.cross_entropy_tangent(in, in, weight, tokens, flat, x, out, out, flat_out);
-  b.log_sum_exp(in, out);
+  b.next_token(in, out, tokens_out);
   // Flat vectors.
   { b.dot(flat, flat, n) } -> std::convertible_to<double>;
   b.axpby(x, flat, x, flat_out, n);

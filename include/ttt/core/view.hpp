@@ -53,6 +53,10 @@ struct View {
   constexpr View rows_at(Index first, Index count) const {
     return {row(first), count, cols, stride};
   }
+  /// Part i of the rows, cut into as many equal ones: those of one sequence of several.
+  constexpr View part(Index i, Index parts) const {
+    return rows_at(i * (rows / parts), rows / parts);
+  }
   constexpr View cols_at(Index first, Index count) const {
     return {data + first, rows, count, stride};
   }

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include <ttt/backend/steps.hpp>
 #include <ttt/backend/workspace.hpp>
 #include <ttt/model/language_model.hpp>
 
@@ -13,7 +14,8 @@ namespace ttt::inline TTT_ABI {
 
 /// Runs a model forwards, and its suffix backwards, on blocks of at most `most_rows` tokens, in
 /// memory that is taken once. Keys and values go into the caller's cache; nothing else of the
-/// caller's changes, so a failure can be followed by another try.
+/// caller's changes, so a failure can be followed by another try. The lower half, which nothing
+/// that learns by gradients reaches, can be run over `ahead` such blocks at once.
 template <class Model, class B>
 class ChunkPass {
  public:
@@ -24,18 +26,23 @@ class ChunkPass {
   using Caches = CacheShape<Scalar, CacheScalar>;
 
   /// Throws Error when memory runs out. Keeps references to the model and the backend.
-  ChunkPass(const Model& model, const B& backend, const Caches& caches, Index most_rows)
+  ChunkPass(const Model& model, const B& backend, const Caches& caches, Index most_rows,
+            Index ahead = 1)
       : model_(model),
         backend_(backend),
         caches_(caches),
-        workspace_(backend, scratch(model, backend, caches, most_rows)),
-        tokens_(backend.template allocate<Token>(most_rows + 1)),
+        workspace_(backend, scratch(model, backend, caches, most_rows, ahead)),
+        tokens_(backend.template allocate<Token>(most_rows * ahead + 1)),
         nll_(backend.template allocate<Scalar>(most_rows)),
         loss_weights_(backend.template allocate<Scalar>(most_rows)),
-        saved_(model) {}
+        logits_(backend.template allocate<Scalar>(model.config().vocabulary + 2)),
+        likeliest_(backend.template allocate<Token>(1)),
+        saved_(model),
+        steps_(backend) {}
 
-  /// Scalars of scratch a pass over `rows` tokens needs, measured without allocating any.
-  static Index scratch(const Model& model, const B& backend, const Caches& caches, Index rows) {
+  /// Scalars of scratch that passes over `rows` tokens need, measured without allocating any.
+  static Index scratch(const Model& model, const B& backend, const Caches& caches, Index rows,
+                       Index ahead) {
     const DryRun<B> dry(backend);
     auto cache = dry.template allocate<CacheScalar>(caches.size());
     Workspace<DryRun<B>> workspace(dry, detail::most_elements);
@@ -49,23 +56,47 @@ class ChunkPass {
         },
         updates);
     Saved saved(model);
-    const std::span<const Token> tokens(static_cast<const Token*>(nullptr),
-                                        static_cast<std::size_t>(rows));
     Context<DryRun<B>> c{dry, workspace};
-    const auto at = hidden(c, model, tree, tokens, 0, caches, cache.data(), true, saved);
+    Input in{nullptr, rows, 0, {}};
+    if (ahead > 1) {
+      in.rows = rows * ahead;
+      const auto at = model.positions(c, 0, in.rows);
+      in.h = lower(c, model, tree, in, caches, cache.data(), saved, at).rows_at(0, rows);
+      in.rows = rows;
+    }
+    const auto at = upper(c, model, tree, in, caches, cache.data(), true, saved);
     backward(c, model, tree, saved, at, nullptr, nullptr, gradients, caches, cache.data(), nullptr);
     workspace.release(0);
-    hidden(c, model, tree, tokens, 0, caches, cache.data(), false, saved, &updates);
-    c.make(1, model.config().vocabulary);
+    upper(c, model, tree, {nullptr, rows, 0, {}}, caches, cache.data(), false, saved, &updates);
     return workspace.peak();
   }
+  /// Bytes of what such passes take beside scratch.
+  static Index bytes(const Model& model, Index rows, Index ahead) {
+    return (2 * rows + model.config().vocabulary + 2) * static_cast<Index>(sizeof(Scalar)) +
+           (rows * ahead + 2) * static_cast<Index>(sizeof(Token));
+  }
+
+  /// Runs the lower half over several blocks at once; their keys and values go into the cache. A
+  /// pass over one of these blocks then begins where that ended, until `forget` or a pass over
+  /// others. Throws nothing but what the backend throws.
+  void look_ahead(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens,
+                  Index position) {
+    auto [c, in] = start(tokens, static_cast<Index>(tokens.size()) - 1, position);
+    const auto at = model_.positions(c, position, in.rows);
+    ahead_.h = lower(c, model_, tree, in, caches_, cache, saved_, at);
+    ahead_.position = position;
+    ahead_.mark = workspace_.used();
+  }
+  /// Where the blocks of the last look_ahead end; 0 if there are none.
+  Index ahead() const { return ahead_.h.empty() ? 0 : ahead_.position + ahead_.h.rows; }
+  void forget() { ahead_ = {}; }
 
   /// nll[t] = -log p(tokens[t + 1] | tokens up to t), for every token but the last.
   void score(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens, Index position,
              std::span<Scalar> nll, const Gradients* updates = nullptr) {
-    auto c = start(tokens);
-    hidden(c, model_, tree, inputs(tokens), position, caches_, cache, false, saved_, updates);
-    ops::cross_entropy(c, saved_.upper.output.y, model_.head(tree), tokens_.data() + 1, nullptr,
+    auto [c, in] = start(tokens, static_cast<Index>(tokens.size()) - 1, position);
+    upper(c, model_, tree, in, caches_, cache, false, saved_, updates);
+    ops::cross_entropy(c, saved_.upper.output.y, model_.head(tree), in.tokens + 1, nullptr,
                        nll_.data(), false);
     backend_.to_host(nll_.data(), nll.data(), static_cast<Index>(nll.size()));
   }
@@ -81,33 +112,64 @@ class ChunkPass {
   void gradient(const Tree& tree, const Gradients& gradients, CacheScalar* cache,
                 std::span<const Token> tokens, Index position, std::span<const Scalar> loss_weights,
                 std::span<Scalar> nll) {
-    auto c = start(tokens);
+    auto [c, in] = start(tokens, static_cast<Index>(tokens.size()) - 1, position);
     backend_.to_device(loss_weights.data(), loss_weights_.data(),
                        static_cast<Index>(loss_weights.size()));
-    const auto at = hidden(c, model_, tree, inputs(tokens), position, caches_, cache, true, saved_);
+    const auto at = upper(c, model_, tree, in, caches_, cache, true, saved_);
     backward(c, model_, tree, saved_, at, loss_weights_.data(), nll_.data(), gradients, caches_,
-             cache, tokens_.data() + 1);
+             cache, in.tokens + 1);
     backend_.to_host(nll_.data(), nll.data(), static_cast<Index>(nll.size()));
   }
 
-  /// Logits of the token after the last; returns the log of the sum of their exponentials, which
-  /// is a finite number if and only if every one is.
-  Scalar logits(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens, Index position,
-                std::span<Scalar> logits) {
-    auto c = start(tokens);
-    const std::span<const Token> all(tokens_.data(), tokens.size());
-    hidden(c, model_, tree, all, position, caches_, cache, false, saved_);
-    const auto y = saved_.upper.output.y;
-    const auto out = c.make(1, model_.config().vocabulary);
-    c.backend.matmul(y.rows_at(y.rows - 1, 1), model_.head(tree), out, Write::Replace);
-    c.backend.log_sum_exp(out, View<Scalar>(nll_.data(), 1, 1));
-    backend_.to_host(out.data, logits.data(), out.cols);
-    Scalar sum = 0;
-    backend_.to_host(nll_.data(), &sum, 1);
-    return sum;
+  /// What is known of the token after the last. The sum is a finite number if and only if every
+  /// logit is.
+  struct Next {
+    Scalar log_sum = 0;  // the log of the sum of the logits' exponentials
+    Scalar most = 0;     // the largest logit
+    Token likeliest = 0;
+  };
+  Next next(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens, Index position) {
+    const Index words = model_.config().vocabulary, rows = static_cast<Index>(tokens.size());
+    const View<Scalar> logits(logits_.data(), 1, words), sums(logits_.data() + words, 1, 2);
+    const auto run = [&](Context<B> c, const Input& in) {
+      upper(c, model_, tree, in, caches_, cache, false, saved_);
+      const auto y = saved_.upper.output.y;
+      c.backend.matmul(y.rows_at(y.rows - 1, 1), model_.head(tree), logits, Write::Replace);
+      c.backend.next_token(logits, sums, likeliest_.data());
+    };
+    if (rows == 1) {
+      forget();
+      steps_(places(tree, cache), tokens[0], tokens_.data(), position, [&](const B& machine) {
+        workspace_.release(0);  // so that it has the same places
+        run({machine, workspace_}, {tokens_.data(), 1, position, {}});
+      });
+    } else {
+      const auto [c, in] = start(tokens, rows, position);
+      run(c, in);
+    }
+    Scalar both[2] = {};
+    Next next;
+    backend_.to_host(sums.data, both, 2);
+    backend_.to_host(likeliest_.data(), &next.likeliest, 1);
+    next.log_sum = both[0];
+    next.most = both[1];
+    return next;
+  }
+  /// All logits of what next() was last asked for.
+  void logits(std::span<Scalar> out) const {
+    backend_.to_host(logits_.data(), out.data(), static_cast<Index>(out.size()));
   }
 
  private:
+  /// Where a step of one token looks, as far as that may change.
+  std::span<const void* const> places(const Tree& tree, const CacheScalar* cache) {
+    places_.assign(1, cache);
+    Model::each(
+        [&](const ParameterName&, const Weight<Scalar>& leaf) { places_.push_back(leaf.data); },
+        tree);
+    return places_;
+  }
+
   struct Saved {
     explicit Saved(const Model& model)
         : lower(model.template lower_saved<View<Scalar>>()),
@@ -116,23 +178,42 @@ class ChunkPass {
     typename Model::template Saved<View<Scalar>> upper;
   };
 
-  /// Normed hidden states, in saved.upper.output.y.
+  /// A block at work: its tokens in the backend's memory and, where it has been computed already,
+  /// what the lower half made of them.
+  struct Input {
+    const Token* tokens;
+    Index rows;
+    Index position;
+    View<Scalar> h;
+  };
+
+  /// The lower half of a block, (rows, width); all other scratch is given back.
   template <class B2>
-  static Positions<Scalar> hidden(Context<B2>& c, const Model& model, const Tree& tree,
-                                  std::span<const Token> tokens, Index position,
-                                  const Caches& caches, CacheScalar* cache, bool keep, Saved& saved,
-                                  const Gradients* updates = nullptr) {
-    const Index rows = static_cast<Index>(tokens.size());
+  static View<Scalar> lower(Context<B2>& c, const Model& model, const Tree& tree, const Input& in,
+                            const Caches& caches, CacheScalar* cache, Saved& saved,
+                            const Positions<Scalar>& at, const Gradients* updates = nullptr) {
+    const View<Scalar> h = ops::embedding(c, tree.embedding, in.tokens, in.rows);
+    const Index mark = c.workspace.used();
     InPlacePass<Scalar> pass;
     if (updates != nullptr && Model::learns_embeddings) {  // h will be written over
-      pass.embeddings = ops::embedding(c, tree.embedding, tokens.data(), rows);
+      pass.embeddings = ops::embedding(c, tree.embedding, in.tokens, in.rows);
     }
-    View<Scalar> h = ops::embedding(c, tree.embedding, tokens.data(), rows);
-    const auto at = model.positions(c, position, rows);
     for (Index i = 0; i < model.lower_blocks(); ++i) {
       if (updates != nullptr) pass.update = model.in_place_update(*updates, i);
-      h = model.lower_forward(c, tree, i, h, false, saved.lower, at, caches.at(cache, i), pass);
+      model.lower_forward(c, tree, i, h, false, saved.lower, at, caches.at(cache, i), pass);
     }
+    c.workspace.release(mark);
+    return h;
+  }
+
+  /// Normed hidden states, in saved.upper.output.y.
+  template <class B2>
+  static Positions<Scalar> upper(Context<B2>& c, const Model& model, const Tree& tree,
+                                 const Input& in, const Caches& caches, CacheScalar* cache,
+                                 bool keep, Saved& saved, const Gradients* updates = nullptr) {
+    const auto at = model.positions(c, in.position, in.rows);
+    const View<Scalar> h =
+        in.h.empty() ? lower(c, model, tree, in, caches, cache, saved, at, updates) : in.h;
     model.upper_forward(c, tree, h, keep, saved.upper, at,
                         [&](Index i) { return caches.at(cache, i); });
     return at;
@@ -150,14 +231,30 @@ class ChunkPass {
                          [&](Index i) { return caches.at(cache, i); });
   }
 
-  Context<B> start(std::span<const Token> tokens) {
+  struct Start {
+    Context<B> c;
+    Input in;
+  };
+  /// For the first `rows` of the tokens.
+  Start start(std::span<const Token> tokens, Index rows, Index position) {
+    const Index first = position - ahead_.position;
+    if (first >= 0 && first + rows <= ahead_.h.rows) {
+      workspace_.release(ahead_.mark);
+      return {{backend_, workspace_},
+              {tokens_.data() + first, rows, position, ahead_.h.rows_at(first, rows)}};
+    }
+    forget();
     workspace_.release(0);
     backend_.to_device(tokens.data(), tokens_.data(), static_cast<Index>(tokens.size()));
-    return {backend_, workspace_};
+    return {{backend_, workspace_}, {tokens_.data(), rows, position, {}}};
   }
-  std::span<const Token> inputs(std::span<const Token> tokens) const {
-    return {tokens_.data(), tokens.size() - 1};
-  }
+
+  /// What look_ahead left, at the bottom of the workspace.
+  struct Ahead {
+    View<Scalar> h;  // (rows, width)
+    Index position = 0;
+    Index mark = 0;
+  };
 
   const Model& model_;
   const B& backend_;
@@ -166,7 +263,12 @@ class ChunkPass {
   typename B::template Buffer<Token> tokens_;
   typename B::template Buffer<Scalar> nll_;
   typename B::template Buffer<Scalar> loss_weights_;
+  typename B::template Buffer<Scalar> logits_;  // of the next token, then what sums them up
+  typename B::template Buffer<Token> likeliest_;
   Saved saved_;
+  Ahead ahead_;
+  std::vector<const void*> places_;
+  StepsOf<B> steps_;
 };
 
 }  // namespace ttt::inline TTT_ABI

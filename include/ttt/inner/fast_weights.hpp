@@ -25,9 +25,12 @@ class FastWeights {
   using Tree = typename ChunkPass<Model, B>::Tree;
   using Gradients = typename ChunkPass<Model, B>::Gradients;
 
-  /// Takes memory for the gradient; throws Error when there is none.
+  /// Takes memory for the gradient and, where the backend narrows, for the rounded copy; throws
+  /// Error when there is none.
   FastWeights(const WeightsType& weights, const LearnerType& learner, const Plan& plan)
       : gradient_(weights.backend().template allocate<Scalar>(plan.learned)),
+        narrow_(weights.backend().template allocate<bfloat16>(narrows<B> ? plan.learned : 0)),
+        size_(plan.learned),
         gradients_(weights.model().template tree<View<Scalar>>()),
         tree_(weights.parameters()) {
     auto shapes = weights.model().shapes();
@@ -50,13 +53,18 @@ class FastWeights {
   void show(const WeightsType& weights, const LearnerType& learner, const State& state) {
     tree_ = weights.parameters();
     if (state.learned_size == 0) return;
+    narrow(weights.backend(), state);
     Index at = 0;
     Model::each(
         [&](const ParameterName& name, Weight<Scalar>& leaf) {
           if (!learner.learns(name)) return;
           const Shape lies = learned_shape(name, leaf.shape());
           const bool turned = name.role == Role::InPlaceMlp;
-          leaf = View<const Scalar>(state.learned.data() + at, lies.rows, lies.cols);
+          if constexpr (narrows<B>) {
+            leaf = View<const bfloat16>(narrow_.data() + at, lies.rows, lies.cols);
+          } else {
+            leaf = View<const Scalar>(state.learned.data() + at, lies.rows, lies.cols);
+          }
           if (turned) leaf = leaf.transpose();
           at += lies.size();
         },
@@ -100,6 +108,7 @@ class FastWeights {
                                                          .weights = state.learned.data(),
                                                          .size = plan.learned,
                                                          .parts = parts_});
+    if (step.taken) narrow(weights.backend(), state);
     counters.gradient_norm = step.gradient_norm;
     counters.inner_steps += step.taken ? 1 : 0;
     counters.skipped_steps += step.taken ? 0 : 1;
@@ -107,7 +116,13 @@ class FastWeights {
   }
 
  private:
+  void narrow(const B& backend, const State& state) {
+    if constexpr (narrows<B>) backend.narrow(state.learned.data(), narrow_.data(), size_);
+  }
+
   typename B::template Buffer<Scalar> gradient_;
+  typename B::template Buffer<bfloat16> narrow_;
+  Index size_;
   Gradients gradients_;
   std::vector<Index> parts_;
   Tree tree_;

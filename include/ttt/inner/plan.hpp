@@ -16,9 +16,22 @@ namespace ttt::inline TTT_ABI {
 struct SessionOptions {
   Index max_tokens = 0;    // the longest text; needed by models with full attention, else unused
   std::uint64_t seed = 0;  // of generation
+
+  /// Chunks whose lower half, which does not learn, is computed at once where a piece holds that
+  /// many. More make larger products, which fill a GPU, and take memory for so many chunks more in
+  /// every window. Results agree to rounding, and saved states with those of the same value.
+  Index read_ahead = 1;
 };
 
 namespace detail {
+
+/// A backend that multiplies in bfloat16 may have weights that learn in it too, beside those it
+/// adds to, rounded once a step and not in every product.
+template <class B>
+inline constexpr bool narrows = requires(const B& backend, const typename B::Scalar* from,
+                                         bfloat16* to) {
+  backend.narrow(from, to, Index{0});
+};
 
 /// Scalars of what learns. Throws Error, in the name of `who`, unless all of it is in MLPs of the
 /// suffix (nothing before them is reached by the inner gradient) or, for a learner in closed form,
@@ -61,6 +74,7 @@ struct SessionPlan {
 
   CacheShape<Scalar, CacheScalar> caches;
   Index chunk = 0;
+  Index ahead = 1;    // chunks
   Index learned = 0;  // scalars that learn
   Index slots = static_cast<Index>(LearnerType::slots);
 
@@ -79,7 +93,19 @@ struct SessionPlan {
     if (!Model::is_windowed && options.max_tokens < 1) {
       detail::fail("session: a model with full attention needs SessionOptions::max_tokens");
     }
-    const Index reach = Model::is_windowed ? model.window() - 1 + chunk : options.max_tokens;
+    constexpr Index most_ahead = 1024;
+    ahead = options.read_ahead;
+    if (ahead < 1 || ahead > most_ahead) {
+      detail::fail("session: SessionOptions::read_ahead is " + std::to_string(ahead) +
+                   ", expected from 1 to " + std::to_string(most_ahead) + " chunks");
+    }
+    if (has_closed_form<LearnerType> && ahead > 1) {
+      detail::fail(
+          "session: SessionOptions::read_ahead must be 1 for a learner in closed form, which "
+          "changes the lower half from chunk to chunk");
+    }
+    const Index reach =
+        Model::is_windowed ? model.window() - 1 + ahead * chunk : options.max_tokens;
     const Index slot = 2 * model.blocks() * config.key_heads * config.head_dim;
     if (reach > detail::most_elements / slot - chunk) {
       detail::fail("session: out of memory: the window is too large to address");
@@ -98,10 +124,11 @@ struct SessionPlan {
   /// Bytes of everything a session takes beside the model's own weights.
   Index bytes(const WeightsType& weights) const {
     const Index scratch =
-        ChunkPass<Model, B>::scratch(weights.model(), weights.backend(), caches, chunk);
+        ChunkPass<Model, B>::scratch(weights.model(), weights.backend(), caches, chunk, ahead);
     return caches.size() * static_cast<Index>(sizeof(CacheScalar)) +
-           (learned + learned_size() + scratch + 2 * chunk) * static_cast<Index>(sizeof(Scalar)) +
-           (chunk + 1) * static_cast<Index>(sizeof(Token));
+           (learned + learned_size() + scratch) * static_cast<Index>(sizeof(Scalar)) +
+           (narrows<B> ? learned : 0) * static_cast<Index>(sizeof(bfloat16)) +
+           ChunkPass<Model, B>::bytes(weights.model(), chunk, ahead);
   }
 };
 

@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -35,12 +37,15 @@ class Reader {
         learner_(std::move(learner)),
         options_(options),
         plan_(weights_, learner_, options_),
-        pass_(weights_.model(), weights_.backend(), plan_.caches, plan_.chunk),
+        pass_(weights_.model(), weights_.backend(), plan_.caches, plan_.chunk, plan_.ahead),
         fast_(weights_, learner_, plan_),
         state_(fresh()) {
     const auto chunk = static_cast<std::size_t>(plan_.chunk);
     block_.reserve(chunk + 1);
     marks_.reserve(chunk + 1);
+    if (plan_.ahead > 1) {
+      blocks_.reserve(chunk * static_cast<std::size_t>(plan_.ahead) + 1);
+    }
     nll_.resize(chunk);
     loss_weights_.resize(chunk);
   }
@@ -84,11 +89,12 @@ class Reader {
     if (!fits) fail("session: the state was made by a different model or learner");
     reserve(state);
     state_ = std::move(state);
+    next_.reset();
     fast_.show(weights_, learner_, state_);
   }
 
   /// Consumes tokens up to the end of the chunk that is filling; returns how many. Nothing has
-  /// changed if it throws.
+  /// changed if it throws. The `left` tokens are what the next calls will be given, until finish().
   template <class Element>
   Index advance(const Element* tokens, Index left, const std::uint8_t* counts, bool frozen,
                 Scalar* out, ReadReport<Scalar>& report) {
@@ -107,6 +113,7 @@ class Reader {
     }
     if (unscored > 0) out[0] = std::numeric_limits<Scalar>::quiet_NaN();
     if (taken == room) {
+      look_ahead(tokens, left);
       complete_chunk(out + unscored, taken - unscored);
     } else {
       extend_chunk(out + unscored, taken - unscored);
@@ -125,24 +132,28 @@ class Reader {
     return taken;
   }
 
+  /// Ends a piece: forgets what was computed ahead of where it ended. A failure to is not told: the
+  /// machine has failed, and will say so when it is asked for anything.
+  void finish() noexcept {
+    try {
+      if (pass_.ahead() > state_.boundary()) forget_keys();
+    } catch (...) {
+    }
+    pass_.forget();
+  }
+
   /// See Session::logits.
   std::span<const Scalar> logits() {
-    const auto pending = static_cast<Index>(state_.pending.size());
-    if (pending == 0) fail("logits: read at least one token first");
-    if (state_.evaluated < pending) {
-      const Index first = state_.evaluated;
-      state_.logits.resize(static_cast<std::size_t>(weights_.config().vocabulary));
-      state_.log_sum =
-          pass_.logits(fast_.tree(), state_.cache.data(),
-                       std::span(state_.pending).subspan(static_cast<std::size_t>(first)),
-                       state_.boundary() + first, state_.logits);
-      if (!std::isfinite(state_.log_sum)) {
-        forget_keys();
-        fail<NonFiniteError>("logits: one is not finite");
-      }
-      state_.evaluated = pending;
-    }
+    evaluate("logits");
+    bring_logits();
     return state_.logits;
+  }
+
+  /// Their largest, the first of several; they stay where they were computed.
+  Token likeliest() {
+    evaluate("generate");
+    if (next_) return next_->likeliest;
+    return static_cast<Token>(std::ranges::max_element(state_.logits) - state_.logits.begin());
   }
 
  private:
@@ -151,6 +162,45 @@ class Reader {
     state.pending.reserve(static_cast<std::size_t>(learner_.chunk) + 1);
     state.marks.reserve(static_cast<std::size_t>(learner_.chunk) + 1);
     state.logits.reserve(static_cast<std::size_t>(weights_.config().vocabulary));
+  }
+
+  /// Finds out what comes after the pending tokens, if that has not been done.
+  void evaluate(const char* who) {
+    const auto pending = static_cast<Index>(state_.pending.size());
+    if (pending == 0) fail(std::string(who) + ": read at least one token first");
+    if (next_ || state_.evaluated == pending) return;
+    const Index first = state_.evaluated;
+    const auto next = pass_.next(fast_.tree(), state_.cache.data(),
+                                 std::span(state_.pending).subspan(static_cast<std::size_t>(first)),
+                                 state_.boundary() + first);
+    if (!std::isfinite(next.log_sum)) {
+      forget_keys();
+      fail<NonFiniteError>(std::string(who) + ": a logit is not finite");
+    }
+    next_ = next;
+  }
+  void bring_logits() {
+    if (!next_) return;
+    state_.logits.resize(static_cast<std::size_t>(weights_.config().vocabulary));
+    pass_.logits(state_.logits);
+    state_.log_sum = next_->log_sum;
+    state_.evaluated = static_cast<Index>(state_.pending.size());
+    next_.reset();
+  }
+
+  /// Runs the lower half over the chunk and the whole ones behind it, if that has not been done.
+  template <class Element>
+  void look_ahead(const Element* tokens, Index left) {
+    const Index position = state_.boundary();
+    const auto pending = static_cast<Index>(state_.pending.size());
+    const Index chunks = std::min(plan_.ahead, (pending + left - 1) / learner_.chunk);
+    if (chunks < 2 || position < pass_.ahead()) return;
+    blocks_.assign(state_.pending.begin(), state_.pending.end());
+    const Index size = chunks * learner_.chunk + 1 - pending;
+    std::transform(tokens, tokens + size, std::back_inserter(blocks_),
+                   [](Element token) { return static_cast<Token>(token); });
+    state_.evaluated = 0;
+    pass_.look_ahead(fast_.tree(), state_.cache.data(), blocks_, position);
   }
 
   /// Scores the whole chunk as one block and, unless it may not, learns from it.
@@ -165,18 +215,26 @@ class Reader {
     }
     learn = learn && (has_closed_form<LearnerType> || counted > 0);
     state_.evaluated = 0;  // the block overwrites what was computed piece by piece
-    if (learn && has_closed_form<LearnerType>) {
-      pass_.closed_form(fast_.tree(), fast_.gradients(), state_.cache.data(), block_, position,
-                        nll_);
-    } else if (learn) {
-      const Scalar weight = Scalar(1) / static_cast<Scalar>(counted);
-      for (std::size_t i = 0; i < loss_weights_.size(); ++i) {
-        loss_weights_[i] = (marks_[i + 1] & State::Counted) != 0 ? weight : Scalar(0);
+    next_.reset();
+    const auto run = [&] {
+      if (learn && has_closed_form<LearnerType>) {
+        pass_.closed_form(fast_.tree(), fast_.gradients(), state_.cache.data(), block_, position,
+                          nll_);
+      } else if (learn) {
+        pass_.gradient(fast_.tree(), fast_.gradients(), state_.cache.data(), block_, position,
+                       loss_weights_, nll_);
+      } else {
+        pass_.score(fast_.tree(), state_.cache.data(), block_, position, nll_);
       }
-      pass_.gradient(fast_.tree(), fast_.gradients(), state_.cache.data(), block_, position,
-                     loss_weights_, nll_);
-    } else {
-      pass_.score(fast_.tree(), state_.cache.data(), block_, position, nll_);
+    };
+    const Scalar weight = Scalar(1) / static_cast<Scalar>(std::max<Index>(1, counted));
+    for (std::size_t i = 0; i < loss_weights_.size(); ++i) {
+      loss_weights_[i] = (marks_[i + 1] & State::Counted) != 0 ? weight : Scalar(0);
+    }
+    run();
+    if (pass_.ahead() > position + chunk && !all_finite(nll_)) {
+      finish();  // a later chunk's keys may be to blame: zero times one is not zero
+      run();
     }
     check_finite(nll_, position);
     if (learn) {
@@ -189,9 +247,15 @@ class Reader {
   /// Scores the part of the chunk that is there, beginning where the last piece ended.
   void extend_chunk(Scalar* out, Index taken) {
     const auto pending = std::max<Index>(1, static_cast<Index>(state_.pending.size()));
-    Index first = state_.evaluated;
+    const bool foreseen = next_ && block_[static_cast<std::size_t>(pending)] == next_->likeliest;
+    if (foreseen) {
+      out[0] = next_->log_sum - next_->most;
+    } else {
+      bring_logits();
+    }
+    const Index first = foreseen ? pending : state_.evaluated;
     const Index targets_end = pending + taken;  // in block_
-    if (first == pending) {
+    if (first == pending && !foreseen) {
       const auto target = static_cast<std::size_t>(block_[static_cast<std::size_t>(pending)]);
       out[0] = state_.log_sum - state_.logits[target];
     }
@@ -211,6 +275,11 @@ class Reader {
     state_.marks.assign(marks_.begin(), marks_.end());
     state_.evaluated = targets_end - 1;
     state_.logits.clear();
+    next_.reset();
+  }
+
+  static bool all_finite(std::span<const Scalar> values) {
+    return std::ranges::all_of(values, [](Scalar x) { return std::isfinite(x); });
   }
 
   void check_finite(std::span<const Scalar> nll, Index position) {
@@ -223,17 +292,21 @@ class Reader {
     }
   }
 
-  /// Clears the keys and values of the unfinished chunk, where a failure may have left numbers that
-  /// are not finite: nobody would look at them again, but a saved state must not hold any.
+  /// Clears the keys and values of the unfinished chunk and those computed ahead, where a failure
+  /// may have left numbers that are not finite: nobody would look at them again, but a saved state
+  /// must not hold any.
   void forget_keys() {
     const auto& caches = plan_.caches;
-    const Index first = state_.boundary() % caches.slots;
-    for (Index row = 0; row < 2 * caches.blocks * caches.heads; ++row) {
-      weights_.backend().fill(CacheScalar{},
-                              state_.cache.data() + (row * caches.slots + first) * caches.head_dim,
-                              learner_.chunk * caches.head_dim);
+    const Index end = std::max(pass_.ahead(), state_.boundary() + learner_.chunk);
+    for (Index at = state_.boundary(); at < end; at += learner_.chunk) {
+      for (Index row = 0; row < 2 * caches.blocks * caches.heads; ++row) {
+        const Index slot = row * caches.slots + at % caches.slots;
+        weights_.backend().fill(CacheScalar{}, state_.cache.data() + slot * caches.head_dim,
+                                learner_.chunk * caches.head_dim);
+      }
     }
     state_.evaluated = 0;
+    next_.reset();
   }
 
   WeightsType weights_;
@@ -243,9 +316,11 @@ class Reader {
   ChunkPass<Model, B> pass_;
   FastWeights<WeightsType, LearnerType> fast_;
   State state_;
+  std::optional<typename ChunkPass<Model, B>::Next> next_;  // behind the pending tokens
 
   // The block at work: pending tokens and new ones.
   std::vector<Token> block_;
+  std::vector<Token> blocks_;  // those that are looked ahead at
   std::vector<std::uint8_t> marks_;
   std::vector<Scalar> nll_;
   std::vector<Scalar> loss_weights_;

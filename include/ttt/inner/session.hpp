@@ -114,12 +114,9 @@ class Session {
     if (state().pending.empty()) detail::fail("generate: read at least one token first");
     if (options.seed) reader_->random() = Random{*options.seed};
     std::vector<Token> made;
-    std::vector<float> scratch(static_cast<std::size_t>(weights().config().vocabulary));
+    std::vector<float> scratch;
     while (static_cast<Index>(made.size()) < count && !options.stop.stop_requested()) {
-      std::ranges::transform(logits(), scratch.begin(),
-                             [](Scalar logit) { return static_cast<float>(logit); });
-      penalise(made, options.repetition_penalty, scratch);
-      const Token token = sampler(std::span<float>(scratch), reader_->random());
+      const Token token = next_token(sampler, made, options.repetition_penalty, scratch);
       read(std::span<const Token>(&token, 1));
       if (std::ranges::find(options.stop_tokens, token) != options.stop_tokens.end()) break;
       made.push_back(token);
@@ -242,6 +239,10 @@ class Session {
       report.nll.resize(static_cast<std::size_t>(size));
       out = report.nll;
     }
+    struct Piece {
+      detail::Reader<WeightsType, LearnerType>& reader;
+      ~Piece() { reader.finish(); }
+    } const piece{*reader_};
     try {
       while (report.tokens < size && !options.stop.stop_requested()) {
         const Index done = report.tokens;
@@ -269,6 +270,19 @@ class Session {
     return {"ttt: read: stopped after " + std::to_string(done) + " tokens of " +
                 std::to_string(size) + ": " + why,
             done};
+  }
+
+  template <class S>
+  Token next_token(const S& sampler, std::span<const Token> made, float penalty,
+                   std::vector<float>& scratch) {
+    if constexpr (std::is_same_v<S, Greedy>) {
+      if (penalty == 1.0f) return reader_->likeliest();
+    }
+    const auto all = logits();
+    scratch.resize(all.size());
+    std::ranges::transform(all, scratch.begin(), [](Scalar x) { return static_cast<float>(x); });
+    penalise(made, penalty, scratch);
+    return sampler(std::span<float>(scratch), reader_->random());
   }
 
   static void penalise(std::span<const Token> made, float penalty, std::span<float> logits) {

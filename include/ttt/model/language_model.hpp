@@ -214,11 +214,15 @@ class LanguageModel {
     }
   }
 
-  /// Positions [first, first + rows), with angles in the workspace.
+  /// Positions [first, first + rows) of each of some sequences, with angles in the workspace.
   template <class C>
-  Positions<typename C::Scalar> positions(C& c, Index first, Index rows) const {
-    const Positions<typename C::Scalar> at{first, c.workspace.matrix(rows, config_.head_dim)};
-    c.backend.rope_angles(first, frequencies_.data(), at.angles);
+  Positions<typename C::Scalar> positions(C& c, Index first, Index rows,
+                                          Index sequences = 1) const {
+    const Positions<typename C::Scalar> at{first,
+                                           c.workspace.matrix(sequences * rows, config_.head_dim)};
+    for (Index s = 0; s < sequences; ++s) {
+      c.backend.rope_angles(first, frequencies_.data(), at.angles.part(s, sequences));
+    }
     return at;
   }
 

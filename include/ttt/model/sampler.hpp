@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cmath>
 #include <concepts>
+#include <iterator>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -42,26 +44,37 @@ inline std::vector<Token> likeliest(std::span<const float> logits, Index count) 
   return order;
 }
 
-/// Draws from softmax(logits / temperature) restricted to the shortest head of `order` that holds
-/// `mass` of its probability.
-inline Token draw(std::span<const float> logits, const std::vector<Token>& order,
-                  double temperature, double mass, Random& random) {
-  const auto logit = [&](std::size_t i) {
-    return static_cast<double>(logits[static_cast<std::size_t>(order[i])]);
+/// Draws from softmax(logits / temperature) restricted to its fewest tokens that hold `mass`, of
+/// the `most` likeliest. Few are put in order, as a rule: a vocabulary is large, and all but some
+/// hundred tokens weigh nothing.
+inline Token draw(std::span<const float> logits, double temperature, double mass, Index most,
+                  Random& random) {
+  const double largest = static_cast<double>(*std::ranges::max_element(logits));
+  const auto weight = [&](float logit) {
+    return std::exp((static_cast<double>(logit) - largest) / temperature);
   };
-  std::vector<double> weights(order.size());
-  double sum = 0;
-  for (std::size_t i = 0; i < order.size(); ++i) {
-    sum += weights[i] = std::exp((logit(i) - logit(0)) / temperature);
+  const double uniform = random.uniform();
+  Index size = most < std::ssize(logits) ? most : std::min<Index>(256, most);
+  double total = 0;
+  if (size < most) {
+    for (const float logit : logits) total += weight(logit);
   }
-  double kept = 0;
-  std::size_t count = 0;
-  while (count < order.size() && (count == 0 || kept < mass * sum)) kept += weights[count++];
-  double point = random.uniform() * kept;
-  for (std::size_t i = 0; i + 1 < count; ++i) {
-    if ((point -= weights[i]) < 0) return order[i];
+  for (;; size = std::min(8 * size, most)) {
+    const bool whole = size == most;
+    const std::vector<Token> order = likeliest(logits, size);
+    std::vector<double> weights;
+    for (const Token t : order) weights.push_back(weight(logits[static_cast<std::size_t>(t)]));
+    if (whole) total = std::accumulate(weights.begin(), weights.end(), 0.0);
+    double kept = 0;
+    std::size_t count = 0;
+    while (count < weights.size() && (count == 0 || kept < mass * total)) kept += weights[count++];
+    if (!whole && mass < 1 && kept < mass * total) continue;
+    double point = uniform * (whole || mass < 1 ? kept : total);
+    for (std::size_t i = 0; i < count; ++i) {
+      if ((point -= weights[i]) < 0) return order[i];
+    }
+    if (whole) return order[count - 1];
   }
-  return order[count - 1];
 }
 
 inline void check_temperature(float temperature) {
@@ -78,8 +91,7 @@ struct Temperature {
 
   Token operator()(std::span<float> logits, Random& random) const {
     detail::check_temperature(temperature);
-    const auto order = detail::likeliest(logits, static_cast<Index>(logits.size()));
-    return detail::draw(logits, order, temperature, 1.0, random);
+    return detail::draw(logits, temperature, 1.0, std::ssize(logits), random);
   }
 };
 
@@ -91,8 +103,7 @@ struct TopK {
   Token operator()(std::span<float> logits, Random& random) const {
     detail::check_temperature(temperature);
     if (k < 1) detail::fail("TopK: k must be at least 1");
-    const auto order = detail::likeliest(logits, std::min(k, static_cast<Index>(logits.size())));
-    return detail::draw(logits, order, temperature, 1.0, random);
+    return detail::draw(logits, temperature, 1.0, std::min(k, std::ssize(logits)), random);
   }
 };
 
@@ -105,8 +116,7 @@ struct TopP {
   Token operator()(std::span<float> logits, Random& random) const {
     detail::check_temperature(temperature);
     if (!(p > 0 && p <= 1)) detail::fail("TopP: p must be above 0 and at most 1");
-    const auto order = detail::likeliest(logits, static_cast<Index>(logits.size()));
-    return detail::draw(logits, order, temperature, p, random);
+    return detail::draw(logits, temperature, p, std::ssize(logits), random);
   }
 };
 

@@ -10,12 +10,29 @@ namespace ops {
 
 /// Keys and values of one block: rotated keys, as attention uses them. In training also the outer
 /// loss's gradient with respect to each of them, one row a position from the document's first.
+///
+/// Where rows of several sequences are stacked, these are the first sequence's, and every other's
+/// lie `apart` scalars behind those of the one before; all stand at the same position.
 template <class Scalar, class CacheScalar = Scalar>
 struct KeyValues {
   Cache<CacheScalar> keys;
   Cache<CacheScalar> values;
   View<Scalar> dkeys = {};    // (positions, key_heads * head_dim)
   View<Scalar> dvalues = {};  // (positions, key_heads * head_dim)
+  Index sequences = 1;
+  Index apart = 0;
+
+  /// Those of one sequence.
+  KeyValues of(Index s) const {
+    KeyValues own = *this;
+    own.sequences = 1;
+    if (s == 0) return own;
+    own.keys.data += s * apart;
+    own.values.data += s * apart;
+    if (!dkeys.empty()) own.dkeys.data += s * apart;
+    if (!dvalues.empty()) own.dvalues.data += s * apart;
+    return own;
+  }
 };
 
 template <class B>
@@ -24,13 +41,40 @@ using KeyValuesOf = KeyValues<typename B::Scalar, typename B::CacheScalar>;
 template <class Tensor>
 struct Attended {
   Tensor o;    // (tokens, heads * head_dim)
-  Tensor lse;  // (heads, tokens): log of each row's sum of exponentials
+  Tensor lse;  // (heads, tokens), sequence by sequence: log of each row's sum of exponentials
 };
 
 template <class Tensor>
 struct Rotated {
   Normed<Tensor> q, k;
 };
+
+namespace detail {
+
+template <class B>
+void rotate(const B& backend, View<const typename B::Scalar> q, View<const typename B::Scalar> k,
+            View<const typename B::Scalar> v, Norm<typename B::Scalar> q_norm,
+            Norm<typename B::Scalar> k_norm, View<const typename B::Scalar> angles,
+            RopeLayout layout, const Normed<View<typename B::Scalar>>& rq,
+            const Normed<View<typename B::Scalar>>& rk, const KeyValuesOf<B>& cache,
+            Index position) {
+  if constexpr (requires {
+                  backend.rotate_and_store(q, k, v, q_norm, k_norm, angles, layout, rq.y,
+                                           rq.inverse, rk.inverse, cache.keys, cache.values,
+                                           position);
+                }) {
+    if (backend.rotate_and_store(q, k, v, q_norm, k_norm, angles, layout, rq.y, rq.inverse,
+                                 rk.inverse, cache.keys, cache.values, position)) {
+      return;
+    }
+  }
+  backend.head_norm_rope(q, q_norm, angles, layout, rq.y, rq.inverse);
+  backend.head_norm_rope(k, k_norm, angles, layout, rk.y, rk.inverse);
+  backend.store(rk.y, cache.keys, position);
+  backend.store(v, cache.values, position);
+}
+
+}  // namespace detail
 
 /// Queries and keys with every head normed and turned by its position's angles; keys and values go
 /// into the cache. What becomes of rotated keys outside it is the backend's affair: nobody reads
@@ -47,22 +91,15 @@ Rotated<View<typename B::Scalar>> rotate(Context<B>& c, View<const typename B::S
     return Normed<View<typename B::Scalar>>{c.make(x.rows, x.cols),
                                             c.make(x.rows, x.cols / angles.cols)};
   };
-  const auto rq = make(q), rk = make(k);
-  const Rotated<View<typename B::Scalar>> out{rq, rk};
-  if constexpr (requires {
-                  c.backend.rotate_and_store(q, k, v, q_norm, k_norm, angles, layout, rq.y,
-                                             rq.inverse, rk.inverse, cache.keys, cache.values,
-                                             position);
-                }) {
-    if (c.backend.rotate_and_store(q, k, v, q_norm, k_norm, angles, layout, rq.y, rq.inverse,
-                                   rk.inverse, cache.keys, cache.values, position)) {
-      return out;
-    }
+  const Rotated<View<typename B::Scalar>> out{make(q), make(k)};
+  const Index n = cache.sequences;
+  for (Index s = 0; s < n; ++s) {
+    const auto own = [&](const auto& x) { return x.part(s, n); };
+    const Normed<View<typename B::Scalar>> rq{own(out.q.y), own(out.q.inverse)},
+        rk{own(out.k.y), own(out.k.inverse)};
+    detail::rotate(c.backend, own(q), own(k), own(v), q_norm, k_norm, own(angles), layout, rq, rk,
+                   cache.of(s), position);
   }
-  c.backend.head_norm_rope(q, q_norm, angles, layout, rq.y, rq.inverse);
-  c.backend.head_norm_rope(k, k_norm, angles, layout, rk.y, rk.inverse);
-  c.backend.store(rk.y, cache.keys, position);
-  c.backend.store(v, cache.values, position);
   return out;
 }
 /// The cache holds the values of keys and values.
@@ -83,8 +120,14 @@ Attended<View<typename B::Scalar>> attention(Context<B>& c, View<const typename 
                                              View<const typename B::Scalar>,
                                              View<const typename B::Scalar>,
                                              const KeyValuesOf<B>& cache, AttentionShape shape) {
-  const Attended<View<typename B::Scalar>> out{c.make(q.rows, q.cols), c.make(shape.heads, q.rows)};
-  c.backend.attention(q, cache.keys, cache.values, shape, out.o, out.lse);
+  const Index n = cache.sequences;
+  const Attended<View<typename B::Scalar>> out{c.make(q.rows, q.cols),
+                                               c.make(n * shape.heads, q.rows / n)};
+  for (Index s = 0; s < n; ++s) {
+    const auto own = cache.of(s);
+    c.backend.attention(q.part(s, n), own.keys, own.values, shape, out.o.part(s, n),
+                        out.lse.part(s, n));
+  }
   return out;
 }
 /// The cache holds the values. Keys and values of earlier blocks are constants, whose tangents
@@ -97,11 +140,16 @@ Attended<DualView<typename B::Scalar>> attention(TangentContext<B>& c,
                                                  const KeyValuesOf<B>& cache,
                                                  AttentionShape shape) {
   TTT_ASSERT(q.moves() == k.moves() && q.moves() == v.moves());
+  const Index n = cache.sequences;
   const Attended<DualView<typename B::Scalar>> out{c.make(q.rows, q.cols, q.moves()),
-                                                   c.make(shape.heads, q.rows, q.moves())};
-  if (q.moves()) {
-    c.backend.attention_tangent(q.value, q.tangent, cache.keys, cache.values, k.tangent, v.tangent,
-                                shape, out.o.value, out.lse.value, out.o.tangent, out.lse.tangent);
+                                                   c.make(n * shape.heads, q.rows / n, q.moves())};
+  if (!q.moves()) return out;
+  for (Index s = 0; s < n; ++s) {
+    const auto own = [&](const auto& x) { return x.part(s, n); };
+    const auto memory = cache.of(s);
+    c.backend.attention_tangent(own(q.value), own(q.tangent), memory.keys, memory.values,
+                                own(k.tangent), own(v.tangent), shape, own(out.o.value),
+                                own(out.lse.value), own(out.o.tangent), own(out.lse.tangent));
   }
   return out;
 }
@@ -122,8 +170,14 @@ AttentionGradient<View<typename B::Scalar>> attention_backward(
       c.make(q.rows, q.cols), c.make(k.rows, k.cols), c.make(v.rows, v.cols)};
   c.backend.fill(typename B::Scalar(0), d.k.data, d.k.shape().size());
   c.backend.fill(typename B::Scalar(0), d.v.data, d.v.shape().size());
-  c.backend.attention_backward(q, cache.keys, cache.values, shape, out.o, out.lse, dout, d.q, d.k,
-                               d.v, shape.position);
+  const Index n = cache.sequences;
+  for (Index s = 0; s < n; ++s) {
+    const auto own = [&](const auto& x) { return x.part(s, n); };
+    const auto memory = cache.of(s);
+    c.backend.attention_backward(own(q), memory.keys, memory.values, shape, own(out.o),
+                                 own(out.lse), own(dout), own(d.q), own(d.k), own(d.v),
+                                 shape.position);
+  }
   return d;
 }
 /// The outer gradient reaches earlier keys and values too: cache.dkeys and cache.dvalues are added
@@ -137,17 +191,35 @@ AttentionGradient<DualView<typename B::Scalar>> attention_backward(
     const Attended<DualView<typename B::Scalar>>& out, const DualView<typename B::Scalar>& dout) {
   AttentionGradient<DualView<typename B::Scalar>> d{
       c.make(q.rows, q.cols, true), c.make(k.rows, k.cols, false), c.make(v.rows, v.cols, false)};
-  d.k.tangent = cache.dkeys.rows_at(shape.position, k.rows);
-  d.v.tangent = cache.dvalues.rows_at(shape.position, v.rows);
-  if (q.moves()) {
-    c.backend.attention_backward_tangent(q.value, q.tangent, cache.keys, cache.values, k.tangent,
-                                         v.tangent, shape, out.o.value, out.o.tangent,
-                                         out.lse.value, out.lse.tangent, dout.value, dout.tangent,
-                                         d.q.tangent, cache.dkeys, cache.dvalues, 0);
-  } else {
-    c.backend.attention_backward(q.value, cache.keys, cache.values, shape, out.o.value,
-                                 out.lse.value, dout.tangent, d.q.tangent, cache.dkeys,
-                                 cache.dvalues, 0);
+  const Index n = cache.sequences, rows = q.rows / n;
+  for (Index s = 0; s < n; ++s) {
+    const auto own = [&](const auto& x) { return x.part(s, n); };
+    const auto memory = cache.of(s);
+    if (q.moves()) {
+      c.backend.attention_backward_tangent(
+          own(q.value), own(q.tangent), memory.keys, memory.values, own(k.tangent), own(v.tangent),
+          shape, own(out.o.value), own(out.o.tangent), own(out.lse.value), own(out.lse.tangent),
+          own(dout.value), own(dout.tangent), own(d.q.tangent), memory.dkeys, memory.dvalues, 0);
+    } else {
+      c.backend.attention_backward(own(q.value), memory.keys, memory.values, shape,
+                                   own(out.o.value), own(out.lse.value), own(dout.tangent),
+                                   own(d.q.tangent), memory.dkeys, memory.dvalues, 0);
+    }
+  }
+  if (n == 1) {
+    d.k.tangent = cache.dkeys.rows_at(shape.position, rows);
+    d.v.tangent = cache.dvalues.rows_at(shape.position, rows);
+    return d;
+  }
+  d.k.tangent = c.workspace.matrix(k.rows, k.cols);
+  d.v.tangent = c.workspace.matrix(v.rows, v.cols);
+  for (Index s = 0; s < n; ++s) {
+    const auto memory = cache.of(s);
+    const auto gather = [&](View<typename B::Scalar> all, View<typename B::Scalar> to) {
+      c.backend.copy(all.row(shape.position), to.part(s, n).data, rows * to.cols);
+    };
+    gather(memory.dkeys, d.k.tangent);
+    gather(memory.dvalues, d.v.tangent);
   }
   return d;
 }

@@ -73,18 +73,43 @@ struct DualView {
   bool empty() const { return value.empty() && tangent.empty(); }
 };
 
+/// A weight for the rows of several sequences, one sequence's under the other's. What learns at
+/// test time every sequence has of its own, the next one's `apart` scalars behind, and their
+/// tangents and gradients lie as far apart; any other weight is one for all rows.
+template <class Scalar>
+struct StackedWeight : Weight<Scalar> {
+  Index sequences = 1;  // that have one of their own
+  Index apart = 0;
+
+  StackedWeight() = default;
+  StackedWeight(Weight<Scalar> first, Index sequences_ = 1, Index apart_ = 0)
+      : Weight<Scalar>(first), sequences(sequences_), apart(apart_) {}
+
+  /// That of one sequence.
+  Weight<Scalar> of(Index s) const {
+    Weight<Scalar> own = *this;
+    if (s > 0) own.data = static_cast<const Scalar*>(own.data) + s * apart;
+    return own;
+  }
+  /// The place of its gradient, when `first` is that of the first one's.
+  View<Scalar> gradient_of(Index s, View<Scalar> first) const {
+    return {first.data + s * apart, first.rows, first.cols, first.stride};
+  }
+  StackedWeight transpose() const { return {Weight<Scalar>::transpose(), sequences, apart}; }
+};
+
 /// A weight and its tangent, which only what learns at test time has.
 template <class Scalar>
-struct DualWeight : Weight<Scalar> {
-  Weight<Scalar> tangent;
+struct DualWeight : StackedWeight<Scalar> {
+  StackedWeight<Scalar> tangent;
 
   DualWeight() = default;
-  DualWeight(Weight<Scalar> value, Weight<Scalar> tangent_ = {})
-      : Weight<Scalar>(value), tangent(tangent_) {}
+  DualWeight(StackedWeight<Scalar> value, StackedWeight<Scalar> tangent_ = {})
+      : StackedWeight<Scalar>(value), tangent(tangent_) {}
 
   bool moves() const { return !tangent.empty(); }
   DualWeight transpose() const {
-    return {Weight<Scalar>::transpose(), moves() ? tangent.transpose() : tangent};
+    return {StackedWeight<Scalar>::transpose(), moves() ? tangent.transpose() : tangent};
   }
 };
 

@@ -10,12 +10,34 @@
 namespace ttt::inline TTT_ABI {
 namespace ops {
 
+namespace detail {
+
+/// y (+)= x · w, and dw (+)= xᵀ · dy with the weight to know whose gradient is where: every
+/// sequence's rows by its own. A backend gets one product for all rows or one a sequence.
+template <class B>
+void product(const B& backend, View<const typename B::Scalar> x,
+             const StackedWeight<typename B::Scalar>& w, View<typename B::Scalar> y, Write write) {
+  const Index n = w.sequences;
+  for (Index s = 0; s < n; ++s) backend.matmul(x.part(s, n), w.of(s), y.part(s, n), write);
+}
+template <class B>
+void product_gradient(const B& backend, View<const typename B::Scalar> x,
+                      View<const typename B::Scalar> dy, const StackedWeight<typename B::Scalar>& w,
+                      View<typename B::Scalar> dw, Write write) {
+  const Index n = w.sequences;
+  for (Index s = 0; s < n; ++s) {
+    backend.matmul_gradient(x.part(s, n), dy.part(s, n), w.gradient_of(s, dw), write);
+  }
+}
+
+}  // namespace detail
+
 /// x · w, (tokens, in) · (in, out). 2 · tokens · in · out operations.
 template <class B>
 View<typename B::Scalar> linear(Context<B>& c, View<const typename B::Scalar> x,
-                                Weight<typename B::Scalar> w) {
+                                const StackedWeight<typename B::Scalar>& w) {
   const auto y = c.make(x.rows, w.cols);
-  c.backend.matmul(x, w, y, Write::Replace);
+  detail::product(c.backend, x, w, y, Write::Replace);
   return y;
 }
 
@@ -24,25 +46,31 @@ template <class B>
 DualView<typename B::Scalar> linear(TangentContext<B>& c, const DualView<typename B::Scalar>& x,
                                     const DualWeight<typename B::Scalar>& w) {
   const auto y = c.make(x.rows, w.cols, x.moves() || w.moves());
-  if (x.moves()) c.backend.matmul(x.tangent, w, y.tangent, Write::Replace);
+  if (x.moves()) detail::product(c.backend, x.tangent, w, y.tangent, Write::Replace);
   if (w.moves()) {
-    c.backend.matmul(x.value, w.tangent, y.tangent, x.moves() ? Write::Add : Write::Replace);
+    const Write write = x.moves() ? Write::Add : Write::Replace;
+    detail::product(c.backend, x.value, w.tangent, y.tangent, write);
   }
   return y;
 }
 
 /// x · w of each weight, as linear gives them one after the other. A backend may have them in one
-/// primitive, matmul_each.
+/// primitive, matmul_each, where one sequence's rows are all.
 template <class B, class... Weights>
 std::array<View<typename B::Scalar>, sizeof...(Weights)> linears(Context<B>& c,
                                                                  View<const typename B::Scalar> x,
                                                                  const Weights&... weights) {
-  const std::array<Weight<typename B::Scalar>, sizeof...(Weights)> w{weights...};
-  const std::array<View<typename B::Scalar>, sizeof...(Weights)> y{c.make(x.rows, weights.cols)...};
-  if constexpr (requires { c.backend.matmul_each(x, w, y); }) {
-    if (c.backend.matmul_each(x, w, y)) return y;
+  constexpr std::size_t count = sizeof...(Weights);
+  const std::array<StackedWeight<typename B::Scalar>, count> w{weights...};
+  const std::array<View<typename B::Scalar>, count> y{c.make(x.rows, weights.cols)...};
+  const std::array<Weight<typename B::Scalar>, count> alone{weights...};
+  if constexpr (requires { c.backend.matmul_each(x, alone, y); }) {
+    const bool is_one = ((StackedWeight<typename B::Scalar>(weights).sequences == 1) && ...);
+    if (is_one && c.backend.matmul_each(x, alone, y)) return y;
   }
-  for (std::size_t i = 0; i < w.size(); ++i) c.backend.matmul(x, w[i], y[i], Write::Replace);
+  for (std::size_t i = 0; i < count; ++i) {
+    detail::product(c.backend, x, w[i], y[i], Write::Replace);
+  }
   return y;
 }
 template <class B, class... Weights>
@@ -54,11 +82,12 @@ std::array<DualView<typename B::Scalar>, sizeof...(Weights)> linears(
 /// dw = xᵀ · dy (replaced or added to, as the context says) and dx (+)= dy · wᵀ; an absent one is
 /// not computed.
 template <class B>
-void linear_backward(Context<B>& c, View<const typename B::Scalar> x, Weight<typename B::Scalar> w,
-                     View<const typename B::Scalar> dy, View<typename B::Scalar> dw,
-                     View<typename B::Scalar> dx, Write write_dx = Write::Replace) {
-  if (!dw.empty()) c.backend.matmul_gradient(x, dy, dw, c.gradients);
-  if (!dx.empty()) c.backend.matmul(dy, w.transpose(), dx, write_dx);
+void linear_backward(Context<B>& c, View<const typename B::Scalar> x,
+                     const StackedWeight<typename B::Scalar>& w, View<const typename B::Scalar> dy,
+                     View<typename B::Scalar> dw, View<typename B::Scalar> dx,
+                     Write write_dx = Write::Replace) {
+  if (!dw.empty()) detail::product_gradient(c.backend, x, dy, w, dw, c.gradients);
+  if (!dx.empty()) detail::product(c.backend, dy, w.transpose(), dx, write_dx);
 }
 
 /// dw += x'ᵀ · dy + xᵀ · dy' and dx' (+)= dy' · wᵀ + dy · w'ᵀ.
@@ -68,11 +97,13 @@ void linear_backward(TangentContext<B>& c, const DualView<typename B::Scalar>& x
                      const DualView<typename B::Scalar>& dy, View<typename B::Scalar> dw,
                      const DualView<typename B::Scalar>& dx, Write write_dx = Write::Replace) {
   if (!dw.empty()) {
-    if (x.moves()) c.backend.matmul_gradient(x.tangent, dy.value, dw, Write::Add);
-    c.backend.matmul_gradient(x.value, dy.tangent, dw, Write::Add);
+    if (x.moves()) detail::product_gradient(c.backend, x.tangent, dy.value, w, dw, Write::Add);
+    detail::product_gradient(c.backend, x.value, dy.tangent, w, dw, Write::Add);
   }
-  c.backend.matmul(dy.tangent, w.transpose(), dx.tangent, write_dx);
-  if (w.moves()) c.backend.matmul(dy.value, w.tangent.transpose(), dx.tangent, Write::Add);
+  detail::product(c.backend, dy.tangent, w.transpose(), dx.tangent, write_dx);
+  if (w.moves()) {
+    detail::product(c.backend, dy.value, w.tangent.transpose(), dx.tangent, Write::Add);
+  }
 }
 
 /// a + b: a new matrix, or with `in_place` written over a.

@@ -36,15 +36,16 @@ struct Gated {
 /// silu(x · w1) * (x · w3), and both products. A backend may have all this in one primitive, gated.
 template <class B>
 Gated<View<typename B::Scalar>> gated(Context<B>& c, View<const typename B::Scalar> x,
-                                      Weight<typename B::Scalar> w1,
-                                      Weight<typename B::Scalar> w3) {
+                                      const StackedWeight<typename B::Scalar>& w1,
+                                      const StackedWeight<typename B::Scalar>& w3) {
   const Gated<View<typename B::Scalar>> out{c.make(x.rows, w1.cols), c.make(x.rows, w3.cols),
                                             c.make(x.rows, w1.cols)};
   if constexpr (requires { c.backend.gated(x, w1, w3, out.gate, out.up, out.hidden); }) {
-    if (c.backend.gated(x, w1, w3, out.gate, out.up, out.hidden)) return out;
+    const bool is_one = w1.sequences == 1 && w3.sequences == 1;
+    if (is_one && c.backend.gated(x, w1, w3, out.gate, out.up, out.hidden)) return out;
   }
-  c.backend.matmul(x, w1, out.gate, Write::Replace);
-  c.backend.matmul(x, w3, out.up, Write::Replace);
+  detail::product(c.backend, x, w1, out.gate, Write::Replace);
+  detail::product(c.backend, x, w3, out.up, Write::Replace);
   c.backend.swiglu(out.gate, out.up, out.hidden);
   return out;
 }

@@ -12,29 +12,34 @@
 namespace ttt::inline TTT_ABI {
 namespace detail {
 
-/// The states of one sequence's inner loop that are kept: those at the beginning of every segment,
-/// and those before and behind every chunk of the segment at work, with its inner gradients. A
-/// state is the weights that learn, then the optimizer's slots.
+/// The states of some sequences' inner loops that are kept: those at the beginning of every
+/// segment, and those before and behind every chunk of the segment at work, with its inner
+/// gradients. A state is the weights that learn, sequence by sequence, then likewise the
+/// optimizer's slots; so everything that a sequence has of its own lies `learned` scalars behind
+/// the one before.
 template <class Model, class B, class LearnerType>
 class InnerStates {
   using Scalar = typename B::Scalar;
   using Tree = typename Model::template Parameters<Weight<Scalar>>;
+  using StackedTree = typename Model::template Parameters<StackedWeight<Scalar>>;
   using MovingTree = typename Model::template Parameters<DualWeight<Scalar>>;
   using Gradients = typename Model::template Parameters<View<Scalar>>;
 
  public:
-  InnerStates(const Model& model, const B& backend, Index learned, Index slots, Index segments,
-              Index segment)
+  /// For at most `most` sequences.
+  InnerStates(const Model& model, const B& backend, Index most, Index learned, Index slots,
+              Index segments, Index segment)
       : backend_(backend),
         learned_(learned),
-        size_(learned * (1 + slots)),
+        all_(most * learned),
+        size_(all_ * (1 + slots)),
         segment_(segment),
         states_(backend.template allocate<Scalar>(size_ * (segments + segment + 1))),
-        gradient_(backend.template allocate<Scalar>(learned * segment)),
+        gradient_(backend.template allocate<Scalar>(all_ * segment)),
         outer_(backend.template allocate<Scalar>(size_)),
-        direction_(backend.template allocate<Scalar>(learned)),
+        direction_(backend.template allocate<Scalar>(all_)),
         base_(model.template tree<Weight<Scalar>>()),
-        tree_(base_),
+        tree_(model.template tree<StackedWeight<Scalar>>()),
         moving_(model.template tree<DualWeight<Scalar>>()),
         inner_(model.template tree<View<Scalar>>()),
         outer_tree_(inner_),
@@ -44,19 +49,27 @@ class InnerStates {
     Model::each([this](const ParameterName&, const Shape&) { learns_.push_back(false); }, shapes);
   }
 
-  /// Starts a sequence: the state at place 0 becomes the parameters' own values and empty slots.
-  /// What learns is what `learner` chooses.
+  /// Starts so many sequences: their states at place 0 become the parameters' own values and empty
+  /// slots. What learns is what `learner` chooses.
   template <class Chooser>
-  void begin(const Chooser& learner, const Tree& parameters) {
+  void begin(const Chooser& learner, const Tree& parameters, Index sequences) {
     base_ = parameters;
+    sequences_ = sequences;
     std::size_t n = 0;
-    Model::each([&](const ParameterName& name,
-                    const Weight<Scalar>&) { learns_[n++] = learner.learns(name); },
-                base_);
+    Model::each(
+        [&](const ParameterName& name, const Weight<Scalar>& leaf, StackedWeight<Scalar>& value,
+            DualWeight<Scalar>& moving) {
+          learns_[n++] = learner.learns(name);
+          value = leaf;
+          moving = value;
+        },
+        base_, tree_, moving_);
     each_learned([&](Index at, const Weight<Scalar>& leaf) {
-      backend_.widen(leaf, View<Scalar>(state(0) + at, leaf.rows, leaf.cols));
+      for (Index s = 0; s < sequences_; ++s) {
+        backend_.widen(leaf, View<Scalar>(state(0) + s * learned_ + at, leaf.rows, leaf.cols));
+      }
     });
-    backend_.fill(Scalar(0), state(0) + learned_, size_ - learned_);
+    backend_.fill(Scalar(0), state(0) + all_, size_ - all_);
   }
 
   /// Keeps the state at place 0 as the beginning of a segment, and brings it back.
@@ -64,38 +77,35 @@ class InnerStates {
   void take_back(Index segment) { backend_.copy(kept(segment), state(0), size_); }
   void copy(Index from, Index to) { backend_.copy(state(from), state(to), size_); }
 
-  /// The model's parameters with the state at a place in theirs.
-  const Tree& tree(Index place) {
-    tree_ = base_;
-    each_learned(
-        [&](Index at, const Weight<Scalar>&, Weight<Scalar>& leaf) {
-          leaf = View<const Scalar>(state(place) + at, leaf.rows, leaf.cols);
-        },
-        tree_);
+  /// The model's parameters with the states at a place in theirs.
+  const StackedTree& tree(Index place) {
+    each_learned([&](Index at, const Weight<Scalar>& leaf,
+                     StackedWeight<Scalar>& value) { value = stacked(state(place) + at, leaf); },
+                 tree_);
     return tree_;
   }
 
-  /// Where the inner gradient of the chunk at a place belongs.
+  /// Where the inner gradients of the chunk at a place belong: the first sequence's.
   const Gradients& inner_gradients(Index place) {
     each_learned(
         [&](Index at, const Weight<Scalar>& leaf, View<Scalar>& d) {
-          d = View<Scalar>(gradient_.data() + place * learned_ + at, leaf.rows, leaf.cols);
+          d = View<Scalar>(gradient_.data() + place * all_ + at, leaf.rows, leaf.cols);
         },
         inner_);
     return inner_;
   }
 
-  /// One update from the state at `from` to that at `to`, which may be the same.
-  Step step(const B& backend, const LearnerType& learner, Index from, Index to, Index steps) {
-    if (from != to) copy(from, to);
-    std::vector<Scalar*> slots = slots_of(state(to));
-    Update<Scalar> update = update_at(from, steps);
+  /// One update of sequence s in the state at `to`, by the inner gradient of the chunk at `from`.
+  Step step(const B& backend, const LearnerType& learner, Index s, Index from, Index to,
+            Index steps) {
+    std::vector<Scalar*> slots = slots_of(state(to), s);
+    Update<Scalar> update = update_at(from, s, steps);
     update.slots = slots.data();
-    update.weights = state(to);
+    update.weights = state(to) + s * learned_;
     return learner.update(backend, update);
   }
 
-  /// The gradient of the final state is zero; those of the parameters will be added to `d`.
+  /// The gradient of the final states is zero; those of the parameters will be added to `d`.
   void begin_backward(const Gradients& d) {
     backend_.fill(Scalar(0), outer_.data(), size_);
     targets_ = d;
@@ -107,32 +117,31 @@ class InnerStates {
         outer_tree_);
   }
 
-  /// Where outer gradients belong: those of what learns in the state's, which is carried backwards.
+  /// Where outer gradients belong: those of what learns in the states', which are carried
+  /// backwards.
   const Gradients& outer_gradients() const { return outer_tree_; }
 
-  /// The gradient of the state behind the update of the chunk at `place` becomes that of the state
-  /// before it, and the direction that of the inner gradient.
-  void step_backward(const B& backend, const LearnerType& learner, Index place, const Step& step,
-                     Index steps) {
-    if (!step.taken) return;
-    std::vector<Scalar*> slots = slots_of(state(place)), dslots = slots_of(outer_.data());
-    UpdateGradient<Scalar> g{.update = update_at(place, steps),
-                             .dweights = outer_.data(),
+  /// The gradient of sequence s's state behind the update of the chunk at `place` becomes that of
+  /// the state before it, and its direction that of the inner gradient: zero if no step was taken.
+  void step_backward(const B& backend, const LearnerType& learner, Index s, Index place,
+                     const Step& step, Index steps) {
+    Scalar* const direction = direction_.data() + s * learned_;
+    if (!step.taken) return backend.fill(Scalar(0), direction, learned_);
+    std::vector<Scalar*> slots = slots_of(state(place), s), dslots = slots_of(outer_.data(), s);
+    UpdateGradient<Scalar> g{.update = update_at(place, s, steps),
+                             .dweights = outer_.data() + s * learned_,
                              .dslots = dslots.data(),
-                             .dgradient = direction_.data()};
+                             .dgradient = direction};
     g.update.slots = slots.data();
     learner.backward(backend, step, g);
   }
 
-  /// The tree of a place, with the direction as the tangent of what learns if it moves.
+  /// The tree of a place, with the directions as the tangents of what learns if anything moves.
   const MovingTree& moving_tree(Index place, bool moves) {
-    Model::each(
-        [](const ParameterName&, const Weight<Scalar>& leaf, DualWeight<Scalar>& to) { to = leaf; },
-        base_, moving_);
     each_learned(
         [&](Index at, const Weight<Scalar>& leaf, DualWeight<Scalar>& to) {
-          to = Weight<Scalar>(View<const Scalar>(state(place) + at, leaf.rows, leaf.cols));
-          if (moves) to.tangent = View<const Scalar>(direction_.data() + at, leaf.rows, leaf.cols);
+          to = stacked(state(place) + at, leaf);
+          if (moves) to.tangent = stacked(direction_.data() + at, leaf);
         },
         moving_);
     return moving_;
@@ -143,7 +152,10 @@ class InnerStates {
     each_learned(
         [&](Index at, const Weight<Scalar>& leaf, const View<Scalar>& d) {
           if (d.empty()) return;
-          backend_.axpby(1.0, outer_.data() + at, 1.0, d.data, leaf.shape().size());
+          for (Index s = 0; s < sequences_; ++s) {
+            const Scalar* const own = outer_.data() + s * learned_ + at;
+            backend_.axpby(1.0, own, 1.0, d.data, leaf.shape().size());
+          }
         },
         targets_);
   }
@@ -152,17 +164,23 @@ class InnerStates {
   Scalar* state(Index place) { return states_.data() + place * size_; }
   Scalar* kept(Index segment) { return state(segment_ + 1 + segment); }
 
-  std::vector<Scalar*> slots_of(Scalar* state) const {
+  StackedWeight<Scalar> stacked(const Scalar* first, const Weight<Scalar>& leaf) const {
+    return {View<const Scalar>(first, leaf.rows, leaf.cols), sequences_, learned_};
+  }
+  std::vector<Scalar*> slots_of(Scalar* state, Index s) const {
     std::vector<Scalar*> slots(LearnerType::slots + 1);
     for (std::size_t i = 0; i < LearnerType::slots; ++i) {
-      slots[i] = state + static_cast<Index>(i + 1) * learned_;
+      slots[i] = state + static_cast<Index>(i + 1) * all_ + s * learned_;
     }
     return slots;
   }
-  Update<Scalar> update_at(Index place, Index steps) const {
-    return {.gradient = gradient_.data() + place * learned_, .step = steps, .size = learned_};
+  Update<Scalar> update_at(Index place, Index s, Index steps) const {
+    return {.gradient = gradient_.data() + place * all_ + s * learned_,
+            .step = steps,
+            .size = learned_};
   }
-  /// Calls f(place in a state, the model's own leaf, leaves...) for everything that learns.
+  /// Calls f(place in a sequence's weights, the model's own leaf, leaves...) for everything that
+  /// learns.
   template <class F, class... Trees>
   void each_learned(const F& f, Trees&... trees) {
     Index at = 0;
@@ -177,12 +195,15 @@ class InnerStates {
   }
 
   const B& backend_;
-  Index learned_, size_, segment_;
+  Index learned_, all_, size_, segment_;           // scalars of one sequence's weights, of all's,
+                                                   // of a state; chunks of a segment
+  Index sequences_ = 1;                            // at work
   typename B::template Buffer<Scalar> states_;     // of the segment at work, then those put aside
   typename B::template Buffer<Scalar> gradient_;   // inner, of every chunk of the segment
-  typename B::template Buffer<Scalar> outer_;      // outer, of the state
-  typename B::template Buffer<Scalar> direction_;  // outer, of the inner gradient
-  Tree base_, tree_;
+  typename B::template Buffer<Scalar> outer_;      // outer, of the states
+  typename B::template Buffer<Scalar> direction_;  // outer, of the inner gradients
+  Tree base_;
+  StackedTree tree_;
   MovingTree moving_;
   Gradients inner_, outer_tree_, targets_;
   std::vector<bool> learns_;  // by parameter, in the order of the enumeration

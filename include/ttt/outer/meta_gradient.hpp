@@ -31,7 +31,9 @@ struct BatchLoss {
 ///
 /// Sequences are independent: several run at a time, each on a thread and in memory of its own;
 /// their gradients are added in order, so results have the same bits however many do. A single one
-/// uses all threads. One meta-gradient costs about three times reading with learning.
+/// uses all threads. With MetaOptions::stacked such a one is a few sequences that go through the
+/// upper half together, row under row, each with weights of its own: large products for a GPU. One
+/// meta-gradient costs about three times reading with learning.
 template <class Model, class B, class LearnerType = InnerLoop<Sgd>, class Order = SecondOrder>
 class MetaGradient {
   static_assert(Learner<LearnerType, B>,
@@ -65,8 +67,9 @@ class MetaGradient {
   MetaGradient(const MetaGradient&) = delete;
   MetaGradient& operator=(const MetaGradient&) = delete;
 
-  /// Bytes that a meta-gradient takes for each sequence at a time, beside the parameters and their
-  /// gradient. Nothing is allocated to find out.
+  /// Bytes that a meta-gradient takes for each sequence at a time, or for each
+  /// MetaOptions::stacked of them, beside the parameters and their gradient. Nothing is allocated
+  /// to find out.
   static Index required_bytes(const Model& model, const B& backend, const LearnerType& learner,
                               Index length, const MetaOptions& options = {}) {
     return typename Pass::Plan(model, backend, learner, options, length).size() *
@@ -99,21 +102,28 @@ class MetaGradient {
     BatchLoss result;
     result.sequences.resize(static_cast<std::size_t>(batch));
     backend_.fill(Scalar(0), gradient, size_);
-    const Index at_once = std::min(at_once_, batch);
+    // Groups of stacked sequences; the last may have fewer.
+    const Index groups = (batch + options_.stacked - 1) / options_.stacked;
+    const Index at_once = std::min(at_once_, groups);
     while (static_cast<Index>(workers_.size()) < at_once) {
       workers_.push_back(std::make_unique<Worker>(*this));
     }
-    const auto length = static_cast<std::size_t>(plan_.length);
-    for (Index first = 0; first < batch; first += at_once) {
-      const Index count = std::min(at_once, batch - first);
+    for (Index first = 0; first < groups; first += at_once) {
+      const Index count = std::min(at_once, groups - first);
       const auto one = [&](Index i) {
         Worker& worker = *workers_[static_cast<std::size_t>(i)];
-        const auto n = static_cast<std::size_t>(first + i);
+        const Index begin = (first + i) * options_.stacked;
+        const Index size = std::min(options_.stacked, batch - begin);
+        const auto part = [&](const auto& all, Index each) {
+          return all.empty() ? all
+                             : all.subspan(static_cast<std::size_t>(begin * each),
+                                           static_cast<std::size_t>(size * each));
+        };
         try {
-          Scalar* const own = batch == 1 ? gradient : worker.cleared(*this);
-          result.sequences[n] = worker.pass.run(
-              learner, parameters, tokens.subspan(n * (length + 1), length + 1),
-              counts.empty() ? counts : counts.subspan(n * length, length), share, places_in(own));
+          Scalar* const own = groups == 1 ? gradient : worker.cleared(*this);
+          worker.pass.run(learner, parameters, part(tokens, plan_.length + 1),
+                          part(counts, plan_.length), share, places_in(own),
+                          part(std::span(result.sequences), 1));
         } catch (...) {
           worker.failure = std::current_exception();
         }
@@ -126,7 +136,7 @@ class MetaGradient {
       for (Index i = 0; i < count; ++i) {
         Worker& worker = *workers_[static_cast<std::size_t>(i)];
         if (worker.failure) std::rethrow_exception(std::exchange(worker.failure, nullptr));
-        if (batch > 1) backend_.axpby(1.0, worker.gradient.data(), 1.0, gradient, size_);
+        if (groups > 1) backend_.axpby(1.0, worker.gradient.data(), 1.0, gradient, size_);
       }
     }
     for (const SequenceLoss& sequence : result.sequences) result.loss += sequence.loss * share;
@@ -134,12 +144,12 @@ class MetaGradient {
   }
 
  private:
-  /// Memory to compute one sequence in.
+  /// Memory to compute one sequence in, or one group.
   struct Worker {
     explicit Worker(const MetaGradient& owner)
         : pass(owner.model_, owner.backend_, owner.plan_, owner.options_) {}
 
-    /// A gradient of its own, set to zero: of one sequence of several.
+    /// A gradient of its own, set to zero: of one of several.
     Scalar* cleared(const MetaGradient& owner) {
       if (!has_gradient) gradient = owner.backend_.template allocate<Scalar>(owner.size_);
       has_gradient = true;

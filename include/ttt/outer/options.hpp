@@ -57,6 +57,7 @@ struct MetaOptions {
   Keep keep = Keep::all();
   bool recompute = false;   // run each block of the prefix again on the way back
   Index sequences = 0;      // at a time, each with memory of its own; 0: one a thread
+  Index stacked = 1;        // so many in the place of each of those, row under row in the upper half
   Trains trains = nullptr;  // the gradients of the others are zero and cost nothing
 };
 

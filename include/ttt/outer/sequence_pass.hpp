@@ -1,20 +1,18 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// The loss of one sequence and its exact gradient, through every step its inner loop takes.
+/// The loss of sequences and its exact gradient, through every step their inner loops take.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <deque>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include <ttt/inner/plan.hpp>
 #include <ttt/outer/inner_states.hpp>
-#include <ttt/outer/lower_pass.hpp>
-#include <ttt/outer/options.hpp>
-#include <ttt/outer/upper_pass.hpp>
+#include <ttt/outer/sequence_plan.hpp>
 
 namespace ttt::inline TTT_ABI {
 
@@ -29,221 +27,157 @@ struct SequenceLoss {
 
 namespace detail {
 
-/// Computes on one sequence of fixed length at a time, in memory taken once.
+/// Computes on one sequence of fixed length at a time, or on a few, in memory taken once.
 ///
-/// Forwards: the lower half over everything; then chunk by chunk the upper half, its inner gradient
-/// and the learner's update. Backwards, last chunk first: the gradient of the weights behind the
-/// chunk's update goes through the update, which gives a direction; the derivative of the chunk's
-/// whole gradient in that direction is the second-order part of everybody's outer gradient
-/// (docs/outer_loop.md). At last the lower half's ordinary backward pass.
+/// Forwards: the lower half over everything, sequence by sequence; then chunk by chunk the upper
+/// half, where rows of all sequences are stacked, its inner gradients and the learner's updates.
+/// Backwards, last chunk first: the gradient of the weights behind the chunk's update goes through
+/// the update, which gives a direction; the derivative of the chunk's whole gradient in that
+/// direction is the second-order part of everybody's outer gradient (docs/outer_loop.md). At last
+/// the lower half's ordinary backward pass.
 template <class Model, class B, class LearnerType, class Order>
 class SequencePass {
   using Scalar = typename B::Scalar;
   using CacheScalar = typename B::CacheScalar;
-  using Caches = CacheShape<Scalar, CacheScalar>;
   using Record = UpperRecord<Model, Scalar>;
   using States = InnerStates<Model, B, LearnerType>;
+  using Input = UpperInput<Scalar>;
   using Tree = typename Model::template Parameters<Weight<Scalar>>;
   using Gradients = typename Model::template Parameters<View<Scalar>>;
 
  public:
-  /// The sizes of everything a pass takes, found without taking it. Throws Error when the length is
-  /// no multiple of the learner's chunk.
-  struct Plan {
-    Index length, chunk, chunks, learned, slots, segment;
-    Caches caches;  // of the upper half's attentions
-    Index record;   // scratch that a chunk of a segment keeps
-    Index scratch;  // of a pass that keeps nothing, and of tangents
-    Index lower;
-    ops::InPlaceRule rule;
-
-    Plan(const Model& model, const B& backend, const LearnerType& learner,
-         const MetaOptions& options, Index length_)
-        : length(length_),
-          learned(learned_count(model, learner, "training")),
-          slots(static_cast<Index>(LearnerType::slots)) {
-      chunk = learned > 0 ? learner.chunk : length;
-      if constexpr (has_closed_form<LearnerType>) {
-        learned = 0;  // all of it lies in the lower half, which knows how it learns
-        if (learner.clip > 0) {
-          detail::fail("training: an InPlaceLoop can clip what it adds while reading only");
-        }
-      }
-      if (length < 1 || chunk < 1 || length % chunk != 0) {
-        detail::fail("training: a sequence of " + std::to_string(length) +
-                     " tokens is not a whole number of chunks of " + std::to_string(chunk));
-      }
-      chunks = length / chunk;
-      const Config& config = model.config();
-      if (config.head_dim > B::most_head_dim) {
-        detail::fail("training: head_dim " + std::to_string(config.head_dim) +
-                     " is more than this backend's " + std::to_string(B::most_head_dim));
-      }
-      caches = {std::max<Index>(0, config.suffix_blocks - 1), config.key_heads, length,
-                config.head_dim};
-      rule = in_place_rule(learner);
-      lower = LowerPass<Model, B>::size(model, backend, length, options.recompute, rule);
-      measure(model, backend, learner);
-      segment = options.keep.segment(chunks, state(), record + 2 * learned);
-    }
-
-    Index state() const { return learned * (1 + slots); }
-    Index segments() const { return (chunks + segment - 1) / segment; }
-
-    /// Scalars of all that a pass takes.
-    Index size() const {
-      const Index kept_states = segments() + segment + 1;
-      return lower + scalars_of<Scalar, CacheScalar>(caches.size()) + caches.size() + length * 2 +
-             segment * (record + learned) + kept_states * state() + state() + learned + scratch;
-    }
-
-   private:
-    void measure(const Model& model, const B& backend, const LearnerType& learner) {
-      const DryRun<B> dry(backend);
-      auto memory = dry.template allocate<Scalar>(0);
-      auto cache = dry.template allocate<CacheScalar>(0);
-      Workspace<DryRun<B>> workspace(dry, most_elements);
-      const Tree tree = model.template shaped_tree<Weight<Scalar>>();
-      const Gradients none = model.template tree<View<Scalar>>();
-      auto moving = model.template tree<DualWeight<Scalar>>();
-      Model::each(
-          [&](const ParameterName& name, const Weight<Scalar>& from, DualWeight<Scalar>& to) {
-            to = from;
-            if (learned == 0 || !learner.learns(name) || !Order::exact) return;
-            to.tangent = View<const Scalar>(memory.data(), from.rows, from.cols);
-          },
-          tree, moving);
-      const UpperInput<Scalar> in{View<const Scalar>(memory.data(), chunk, model.config().width), 0,
-                                  nullptr, nullptr};
-      const auto cached = [&](Index i) {
-        return memory_of(model, caches, cache.data(), memory.data(), i);
-      };
-      Record out(model);
-      const auto* gradients = learned > 0 ? &none : nullptr;
-      const Context<DryRun<B>> c{dry, workspace};
-      upper_values(c, model, tree, in, cached, gradients, Recorded::Nothing, memory.data(), out);
-      scratch = workspace.peak();
-      Workspace<DryRun<B>> recorded(dry, most_elements);
-      upper_values(Context<DryRun<B>>{dry, recorded}, model, tree, in, cached, gradients,
-                   Order::exact ? Recorded::All : Recorded::Forward, memory.data(), out);
-      record = recorded.peak();
-      Workspace<DryRun<B>> tangents(dry, most_elements);
-      upper_tangents(dry, tangents, model, moving, in, cached, 1, none, out);
-      scratch = std::max(scratch, tangents.peak());
-    }
-  };
+  using Plan = SequencePlan<Model, B, LearnerType, Order>;
 
   /// Throws Error when memory runs out. Keeps references to the model and the backend.
   SequencePass(const Model& model, const B& backend, const Plan& plan, const MetaOptions& options)
       : model_(model),
         backend_(backend),
         plan_(plan),
-        lower_(model, backend, plan.length, options.recompute, plan.rule),
-        cache_(backend.template allocate<CacheScalar>(plan.caches.size())),
-        cache_gradient_(backend.template allocate<Scalar>(plan.caches.size())),
-        tokens_(backend.template allocate<Token>(plan.length + 1)),
-        loss_weights_(backend.template allocate<Scalar>(plan.length)),
-        nll_(backend.template allocate<Scalar>(plan.length)),
+        cache_(backend.template allocate<CacheScalar>(plan.sequences * plan.caches.size())),
+        cache_gradient_(backend.template allocate<Scalar>(plan.sequences * plan.caches.size())),
+        tokens_(backend.template allocate<Token>(plan.sequences * (plan.length + 1))),
+        targets_(backend.template allocate<Token>(plan.sequences * plan.length)),
+        loss_weights_(backend.template allocate<Scalar>(plan.sequences * plan.length)),
+        nll_(backend.template allocate<Scalar>(plan.sequences * plan.length)),
         scratch_(backend, plan.scratch),
-        states_(model, backend, plan.learned, plan.slots, plan.segments(), plan.segment),
-        steps_before_(static_cast<std::size_t>(plan.chunks)),
-        host_nll_(static_cast<std::size_t>(plan.length)),
-        host_weights_(static_cast<std::size_t>(plan.length)) {
+        states_(model, backend, plan.sequences, plan.learned, plan.slots, plan.segments(),
+                plan.segment),
+        host_targets_(static_cast<std::size_t>(plan.sequences * plan.length)),
+        host_nll_(host_targets_.size()),
+        host_weights_(host_targets_.size()) {
+    for (Index s = 0; s < plan.sequences; ++s) {
+      lower_.emplace_back(model, backend, plan.length, options.recompute, plan.rule);
+    }
     for (Index i = 0; i < plan.segment; ++i) {
-      kept_.push_back(Kept{Workspace<B>(backend, plan.record), Record(model), Step{}});
+      kept_.push_back({Workspace<B>(backend, plan.record), Record(model), {}, {}});
     }
   }
 
-  /// The loss of tokens[1..length] and, where `d` has places, `share` times its gradient, which is
+  /// For each of results.size() sequences, which are at most as many as planned, the loss of its
+  /// tokens[1..length]; and, where `d` has places, `share` times the gradient of them all, which is
   /// added. `counts` is 0 at targets that are left out; empty: all count. Throws NonFiniteError
   /// when a score is not finite; `d` may hold anything then.
-  SequenceLoss run(const LearnerType& learner, const Tree& p, std::span<const Token> tokens,
-                   std::span<const std::uint8_t> counts, double share, const Gradients& d) {
-    result_ = {};
-    result_.chunk_loss.resize(static_cast<std::size_t>(plan_.chunks));
+  void run(const LearnerType& learner, const Tree& p, std::span<const Token> tokens,
+           std::span<const std::uint8_t> counts, double share, const Gradients& d,
+           std::span<SequenceLoss> results) {
+    results_ = results;
+    for (SequenceLoss& result : results_) {
+      result = {};
+      result.chunk_loss.resize(static_cast<std::size_t>(plan_.chunks));
+    }
+    steps_before_.assign(static_cast<std::size_t>(plan_.chunks * sequences()), 0);
     weigh(learner, tokens, counts);
-    backend_.to_device(tokens.data(), tokens_.data(), plan_.length + 1);
-    h_ = lower_.forward(p, tokens_.data(), in_place_rule(learner));
+    backend_.to_device(tokens.data(), tokens_.data(), sequences() * (plan_.length + 1));
+    h_.clear();
+    for (Index s = 0; s < sequences(); ++s) {
+      h_.push_back(lower(s).forward(p, tokens_of(s), in_place_rule(learner)));
+    }
     if constexpr (has_closed_form<LearnerType>) {
-      states_.begin(NoLearning{}, p);
+      states_.begin(NoLearning{}, p, sequences());
     } else {
-      states_.begin(learner, p);
+      states_.begin(learner, p, sequences());
     }
     const Index segments = plan_.segments();
-    for (Index s = 0; s < segments; ++s) {
-      states_.put_aside(s);
-      forward_segment(learner, s, s == segments - 1, true);
+    for (Index i = 0; i < segments; ++i) {
+      states_.put_aside(i);
+      forward_segment(learner, i, i == segments - 1, true);
     }
-    for (const double loss : result_.chunk_loss) result_.loss += loss;
-    result_.loss /= static_cast<double>(plan_.chunks);
+    for (SequenceLoss& result : results_) {
+      for (const double loss : result.chunk_loss) result.loss += loss;
+      result.loss /= static_cast<double>(plan_.chunks);
+    }
 
-    backend_.fill(Scalar(0), cache_gradient_.data(), plan_.caches.size());
+    backend_.fill(Scalar(0), cache_gradient_.data(), sequences() * plan_.caches.size());
     states_.begin_backward(d);
-    for (Index s = segments - 1; s >= 0; --s) {
-      if (s < segments - 1) {
-        states_.take_back(s);
-        forward_segment(learner, s, true, false);
+    for (Index i = segments - 1; i >= 0; --i) {
+      if (i < segments - 1) {
+        states_.take_back(i);
+        forward_segment(learner, i, true, false);
       }
-      for (Index i = end_of(s) - 1; i >= s * plan_.segment; --i) {
-        backward_chunk(learner, i, share / static_cast<double>(plan_.chunks));
+      for (Index chunk = end_of(i) - 1; chunk >= i * plan_.segment; --chunk) {
+        backward_chunk(learner, chunk, share / static_cast<double>(plan_.chunks));
       }
     }
     states_.finish_backward();
-    lower_.backward(p, tokens_.data(), d);
-    return std::move(result_);
+    for (Index s = 0; s < sequences(); ++s) lower(s).backward(p, tokens_of(s), d);
   }
 
  private:
   struct Kept {
     Workspace<B> workspace;
     Record record;
-    Step step;
+    Input in;
+    std::vector<Step> steps;  // of every sequence
   };
 
-  static ops::KeyValues<Scalar, CacheScalar> memory_of(const Model& model, const Caches& caches,
-                                                       CacheScalar* data, Scalar* gradients,
-                                                       Index block) {
-    const Index i = block - model.config().prefix_blocks - 1;
-    auto memory = caches.at(data, i);
-    const Index width = caches.heads * caches.head_dim, size = caches.slots * width;
-    Scalar* const first = gradients + 2 * i * size;
-    memory.dkeys = {first, caches.slots, width};
-    memory.dvalues = {first + size, caches.slots, width};
-    return memory;
-  }
   auto caches() {
     return [this](Index i) {
-      return memory_of(model_, plan_.caches, cache_.data(), cache_gradient_.data(), i);
+      return plan_.key_values(model_, cache_.data(), cache_gradient_.data(), i, sequences());
     };
   }
+
+  Index sequences() const { return static_cast<Index>(results_.size()); }
+  LowerPass<Model, B>& lower(Index s) { return lower_[static_cast<std::size_t>(s)]; }
+  const Token* tokens_of(Index s) { return tokens_.data() + s * (plan_.length + 1); }
+  /// Where targets, weights and scores of a chunk begin: they lie chunk by chunk, and within one
+  /// sequence by sequence, as the upper half's rows do.
+  Index first_of(Index chunk, Index s = 0) const { return (chunk * sequences() + s) * plan_.chunk; }
   Index end_of(Index segment) const {
     return std::min(plan_.chunks, (segment + 1) * plan_.segment);
   }
 
-  UpperInput<Scalar> input(Index chunk) {
+  Input input(Index chunk, Workspace<B>& workspace) {
     const Index first = chunk * plan_.chunk;
-    return {h_.rows_at(first, plan_.chunk), first, tokens_.data() + first + 1,
-            loss_weights_.data() + first};
+    return {stack_rows(backend_, workspace, h_, first, plan_.chunk), first,
+            targets_.data() + first_of(chunk), loss_weights_.data() + first_of(chunk), sequences()};
   }
 
-  /// Every counted target's weight in its chunk's loss.
+  /// Targets, and every counted one's weight in its chunk's loss.
   void weigh(const LearnerType& learner, std::span<const Token> tokens,
              std::span<const std::uint8_t> counts) {
-    for (Index first = 0; first < plan_.length; first += plan_.chunk) {
-      Index counted = 0;
-      for (Index t = first; t < first + plan_.chunk; ++t) {
-        const auto i = static_cast<std::size_t>(t);
-        const bool counts_here =
-            (counts.empty() || counts[i] != 0) && !learner.masks(tokens[i + 1]);
-        host_weights_[i] = counts_here ? Scalar(1) : Scalar(0);
-        counted += counts_here ? 1 : 0;
-      }
-      for (Index t = first; t < first + plan_.chunk; ++t) {
-        host_weights_[static_cast<std::size_t>(t)] /=
-            static_cast<Scalar>(std::max<Index>(1, counted));
+    for (Index chunk = 0; chunk < plan_.chunks; ++chunk) {
+      for (Index s = 0; s < sequences(); ++s) {
+        const auto first = static_cast<std::size_t>(first_of(chunk, s));
+        const auto rows = static_cast<std::size_t>(plan_.chunk);
+        const auto from = static_cast<std::size_t>(s * plan_.length + chunk * plan_.chunk);
+        const auto inputs = tokens.subspan(from + static_cast<std::size_t>(s), rows + 1);
+        Index counted = 0;
+        for (std::size_t t = 0; t < rows; ++t) {
+          const Token target = inputs[t + 1];
+          const bool counts_here =
+              (counts.empty() || counts[from + t] != 0) && !learner.masks(target);
+          host_targets_[first + t] = target;
+          host_weights_[first + t] = counts_here ? Scalar(1) : Scalar(0);
+          counted += counts_here ? 1 : 0;
+        }
+        for (std::size_t t = 0; t < rows; ++t) {
+          host_weights_[first + t] /= static_cast<Scalar>(std::max<Index>(1, counted));
+        }
       }
     }
-    backend_.to_device(host_weights_.data(), loss_weights_.data(), plan_.length);
+    const Index size = sequences() * plan_.length;
+    backend_.to_device(host_targets_.data(), targets_.data(), size);
+    backend_.to_device(host_weights_.data(), loss_weights_.data(), size);
   }
 
   /// Runs the chunks of a segment from the state at its beginning; with `record`, so that they can
@@ -259,77 +193,95 @@ class SequencePass {
       Workspace<B>& workspace = record ? kept.workspace : scratch_;
       workspace.release(0);
       const Context<B> c{backend_, workspace};
-      upper_values(c, model_, states_.tree(place), input(i), caches(),
+      kept.in = input(i, workspace);
+      upper_values(c, model_, states_.tree(place), kept.in, caches(),
                    steps ? &states_.inner_gradients(place) : nullptr, recorded,
-                   nll_.data() + i * plan_.chunk, kept.record);
+                   nll_.data() + first_of(i), kept.record);
       score(i);
-      kept.step = {};
+      kept.steps.assign(results_.size(), {});
       if (!steps) continue;
-      if (counted(i)) {
-        Index& before = steps_before_[static_cast<std::size_t>(i)];
-        if (first_time) before = result_.inner_steps;
-        kept.step = states_.step(backend_, learner, place, record ? place + 1 : 0, before);
-      } else if (record) {
-        states_.copy(place, place + 1);
+      if (record) states_.copy(place, place + 1);
+      for (Index s = 0; s < sequences(); ++s) {
+        if (!counted(i, s)) continue;
+        Step& step = kept.steps[static_cast<std::size_t>(s)];
+        SequenceLoss& result = results_[static_cast<std::size_t>(s)];
+        if (first_time) steps_before(i, s) = result.inner_steps;
+        step =
+            states_.step(backend_, learner, s, place, record ? place + 1 : 0, steps_before(i, s));
+        if (!first_time) continue;
+        result.inner_steps += step.taken ? 1 : 0;
+        result.skipped_steps += step.taken ? 0 : 1;
+        result.clipped_steps += step.clipped ? 1 : 0;
       }
-      if (!first_time) continue;
-      result_.inner_steps += kept.step.taken ? 1 : 0;
-      result_.skipped_steps += counted(i) && !kept.step.taken ? 1 : 0;
-      result_.clipped_steps += kept.step.clipped ? 1 : 0;
     }
   }
 
-  bool counted(Index chunk) const {
-    const auto first = host_weights_.begin() + chunk * plan_.chunk;
+  Index& steps_before(Index chunk, Index s) {
+    return steps_before_[static_cast<std::size_t>(chunk * sequences() + s)];
+  }
+
+  bool counted(Index chunk, Index s) const {
+    const auto first = host_weights_.begin() + first_of(chunk, s);
     return std::any_of(first, first + plan_.chunk, [](Scalar w) { return w != 0; });
   }
 
   void score(Index chunk) {
-    const Index first = chunk * plan_.chunk;
-    backend_.to_host(nll_.data() + first, host_nll_.data() + first, plan_.chunk);
-    double sum = 0;
-    for (Index t = first; t < first + plan_.chunk; ++t) {
-      const auto i = static_cast<std::size_t>(t);
-      if (!std::isfinite(host_nll_[i])) {
-        fail<NonFiniteError>("training: the score of the token at position " +
-                             std::to_string(t + 1) + " is not a finite number");
+    const Index first = first_of(chunk);
+    backend_.to_host(nll_.data() + first, host_nll_.data() + first, sequences() * plan_.chunk);
+    for (Index s = 0; s < sequences(); ++s) {
+      double sum = 0;
+      for (Index t = 0; t < plan_.chunk; ++t) {
+        const auto i = static_cast<std::size_t>(first_of(chunk, s) + t);
+        if (!std::isfinite(host_nll_[i])) {
+          fail<NonFiniteError>("training: the score of the token at position " +
+                               std::to_string(chunk * plan_.chunk + t + 1) +
+                               " is not a finite number");
+        }
+        sum += static_cast<double>(host_weights_[i]) * static_cast<double>(host_nll_[i]);
       }
-      sum += static_cast<double>(host_weights_[i]) * static_cast<double>(host_nll_[i]);
+      results_[static_cast<std::size_t>(s)].chunk_loss[static_cast<std::size_t>(chunk)] = sum;
     }
-    result_.chunk_loss[static_cast<std::size_t>(chunk)] = sum;
   }
 
   void backward_chunk(const LearnerType& learner, Index chunk, double seed) {
     const Index place = chunk % plan_.segment;
     Kept& kept = kept_[static_cast<std::size_t>(place)];
+    const bool moves = Order::exact && std::any_of(kept.steps.begin(), kept.steps.end(),
+                                                   [](const Step& step) { return step.taken; });
     if constexpr (Order::exact && !has_closed_form<LearnerType>) {
-      states_.step_backward(backend_, learner, place, kept.step,
-                            steps_before_[static_cast<std::size_t>(chunk)]);
+      for (Index s = 0; moves && s < sequences(); ++s) {
+        const Step& step = kept.steps[static_cast<std::size_t>(s)];
+        states_.step_backward(backend_, learner, s, place, step, steps_before(chunk, s));
+        if (!step.taken) kept.record.forget_gradient(backend_, s, sequences());
+      }
     }
     scratch_.release(0);
-    const auto dh = upper_tangents(
-        backend_, scratch_, model_, states_.moving_tree(place, Order::exact && kept.step.taken),
-        input(chunk), caches(), seed, states_.outer_gradients(), kept.record);
-    const auto place_of_dh = lower_.gradient().rows_at(chunk * plan_.chunk, plan_.chunk);
-    backend_.copy(dh.data, place_of_dh.data, dh.rows * dh.cols);
+    const auto dh = upper_tangents(backend_, scratch_, model_, states_.moving_tree(place, moves),
+                                   kept.in, caches(), seed, states_.outer_gradients(), kept.record);
+    for (Index s = 0; s < sequences(); ++s) {
+      const auto own = dh.part(s, sequences());
+      const auto to = lower(s).gradient().rows_at(chunk * plan_.chunk, plan_.chunk);
+      backend_.copy(own.data, to.data, own.shape().size());
+    }
   }
 
   const Model& model_;
   const B& backend_;
   Plan plan_;
-  LowerPass<Model, B> lower_;
+  std::deque<LowerPass<Model, B>> lower_;  // one for every sequence, as are caches
   typename B::template Buffer<CacheScalar> cache_;
   typename B::template Buffer<Scalar> cache_gradient_;
-  typename B::template Buffer<Token> tokens_;
+  typename B::template Buffer<Token> tokens_, targets_;
   typename B::template Buffer<Scalar> loss_weights_;
   typename B::template Buffer<Scalar> nll_;
   Workspace<B> scratch_;
   States states_;
   std::vector<Kept> kept_;
-  View<Scalar> h_;                   // (length, width): the lower half's result
-  std::vector<Index> steps_before_;  // every chunk's update
+  std::vector<View<Scalar>> h_;      // (length, width): the lower half's result, every sequence's
+  std::vector<Index> steps_before_;  // every chunk's update, of every sequence
+  std::vector<Token> host_targets_;
   std::vector<Scalar> host_nll_, host_weights_;
-  SequenceLoss result_;
+  std::span<SequenceLoss> results_;  // of the sequences at work
 };
 
 }  // namespace detail

@@ -26,7 +26,8 @@ namespace ttt::inline TTT_ABI {
 struct TrainerOptions {
   Index length = 2048;  // of a sequence: predictions, a whole number of the learner's chunks
   Index batch = 8;      // sequences an update averages over; only so many as there are threads, or
-                        // MetaOptions::sequences, are in memory at a time
+                        // MetaOptions::sequences, are in memory at a time, each of them
+                        // MetaOptions::stacked
   Index steps = 0;      // of the whole training
   InnerWarmup inner_warmup = {};
   MetaOptions meta = {};

@@ -4,25 +4,45 @@
 /// the outer gradient as the tangent of both.
 #pragma once
 
+#include <vector>
+
 #include <ttt/model/language_model.hpp>
 #include <ttt/ops/cross_entropy.hpp>
 
 namespace ttt::inline TTT_ABI {
 namespace detail {
 
-/// One chunk of a sequence, as both passes over it are given it.
+/// One chunk of a sequence, as both passes over it are given it; or of several, one sequence's rows
+/// under the other's.
 template <class Scalar>
 struct UpperInput {
-  View<const Scalar> h;  // (chunk, width): the lower half's result
-  Index position = 0;    // of the first row
+  View<const Scalar> h;  // (sequences * chunk, width): the lower half's result
+  Index position = 0;    // of every sequence's first row
   const Token* targets = nullptr;
-  const Scalar* loss_weights = nullptr;  // of every target in the chunk's loss
+  const Scalar* loss_weights = nullptr;  // of every target in its sequence's chunk's loss
+  Index sequences = 1;
 };
+
+/// Some rows of every sequence, one sequence's under the other's.
+template <class B>
+View<typename B::Scalar> stack_rows(const B& backend, Workspace<B>& workspace,
+                                    const std::vector<View<typename B::Scalar>>& of, Index first,
+                                    Index rows) {
+  if (of.size() == 1) return of.front().rows_at(first, rows);
+  const Index n = static_cast<Index>(of.size());
+  const auto all = workspace.matrix(n * rows, of.front().cols);
+  for (Index s = 0; s < n; ++s) {
+    const auto own = of[static_cast<std::size_t>(s)].rows_at(first, rows);
+    backend.copy(own.data, all.part(s, n).data, own.shape().size());
+  }
+  return all;
+}
 
 /// What the first pass leaves for the second.
 template <class Model, class Scalar>
 struct UpperRecord {
   Tape<Scalar> tape;
+  std::size_t forward = 0;  // how much of it the forward pass recorded
   Positions<Scalar> at;
   typename Model::template Saved<View<Scalar>> saved;
   typename Model::template Saved<DualView<Scalar>> moved;
@@ -30,6 +50,16 @@ struct UpperRecord {
   explicit UpperRecord(const Model& model)
       : saved(model.template saved<View<Scalar>>()),
         moved(model.template saved<DualView<Scalar>>()) {}
+
+  /// Makes what was recorded of one sequence's inner gradient zero: of a step that was not taken,
+  /// nobody asks for it, but it may not be finite, and its rows stand among others'.
+  template <class B>
+  void forget_gradient(const B& backend, Index s, Index sequences) {
+    for (std::size_t i = forward; i < tape.size(); ++i) {
+      const View<Scalar> rows = tape[i].part(s, sequences);
+      if (!rows.empty()) backend.fill(Scalar(0), rows.data, rows.shape().size());
+    }
+  }
 };
 
 /// How much of the first pass is recorded.
@@ -44,11 +74,12 @@ void upper_values(Context<B> c, const Model& model, const Tree& p,
                   UpperRecord<Model, typename B::Scalar>& out) {
   using Scalar = typename B::Scalar;
   out.tape.clear();
-  out.at = model.positions(c, in.position, in.h.rows);
+  out.at = model.positions(c, in.position, in.h.rows / in.sequences, in.sequences);
   if (recorded != Recorded::Nothing) c.tape = &out.tape;
   // Kept, so nothing is written over h.
   const View<Scalar> h(const_cast<Scalar*>(in.h.data), in.h.rows, in.h.cols, in.h.stride);
   const auto y = model.upper_forward(c, p, h, true, out.saved, out.at, caches);
+  out.forward = out.tape.size();
   if (recorded != Recorded::All) c.tape = nullptr;
   const auto dy = ops::cross_entropy(c, y, model.head(p), in.targets, in.loss_weights, nll,
                                      gradients != nullptr);

@@ -17,6 +17,8 @@
 #include <ttt/backend/cuda/launch.hpp>
 #include <ttt/backend/cuda/logits.hpp>
 #include <ttt/backend/cuda/queue.hpp>
+#include <ttt/backend/cuda/steps.hpp>
+#include <ttt/backend/steps.hpp>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda {
@@ -76,6 +78,9 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   /// Waits until everything put on the stream is done. Throws cuda::Error when something failed.
   void synchronize() const { Queue::wait(); }
 
+  /// A step of one token is the same at every position but for that: see Steps.
+  using Steps = std::conditional_t<fast, cuda::Steps<Backend>, PlainSteps<Backend>>;
+
   /// The most bytes that this backend and its copies have held at a time.
   Index peak_bytes() const { return device_->peak_bytes(); }
 
@@ -93,30 +98,15 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   template <class T>
   using Buffer = cuda::Buffer<T>;
 
-  /// Memory of the GPU. Throws cuda::Error when there is no room.
-  template <class T>
-  Buffer<T> allocate(Index size) const {
-    return Buffer<T>(device_, size);
-  }
-  /// Copies `size` elements from the host, and waits, so that they may be changed.
-  template <class T>
-  void to_device(const T* host, T* to, Index size) const {
-    device_->copy(next(), host, to, size, cudaMemcpyHostToDevice);
-    detail::check(cudaStreamSynchronize(next()), "a kernel failed");
-  }
-  /// Copies `size` elements to the host, and waits for them. Throws cuda::Error when something on
-  /// the stream failed.
-  template <class T>
-  void to_host(const T* from, T* host, Index size) const {
-    if (size == 0) return;
-    device_->copy(next(), from, host, size, cudaMemcpyDeviceToHost);
-    synchronize();
-  }
-  template <class T>
-  void copy(const T* from, T* to, Index size) const {
-    device_->copy(next(), from, to, size, cudaMemcpyDeviceToDevice);
-  }
+  using Queue::allocate;
+  using Queue::copy;
+  using Queue::to_device;
+  using Queue::to_host;
   void widen(Weight<S> w, Out out) const { Launch::widen(next(), w, out); }
+  /// Rounds `size` elements.
+  void narrow(const S* from, bfloat16* to, Index size) const requires(fast) {
+    Launch::round(next(), In(from, 1, size), Narrow(to, 1, size));
+  }
   void fill(S value, S* to, Index size) const { Launch::fill(next(), value, to, size); }
   void fill(bfloat16 value, bfloat16* to, Index size) const requires(fast) {
     Launch::fill(next(), value, to, size);
@@ -179,7 +169,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   void rope_angles(Index position, const double* frequencies, Out out) const {
     detail::Frequencies all = {};
     std::copy_n(frequencies, out.cols / 2, all.of);
-    Launch::rope_angles(next(), position, all, out);
+    Launch::rope_angles(next(), place(position), all, out);
   }
   void head_norm_rope(In x, Norm<S> norm, In angles, RopeLayout layout, Out y, Out inverse) const {
     Launch::head_norm_rope(next(), false, {x, {}}, norm, angles, layout, y, inverse);
@@ -241,22 +231,26 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
                         Cache<CacheScalar> keys, Cache<CacheScalar> values, Index position) const
       requires(fast) {
     return Launch::rotate_and_store(next(), q, k, v, q_norm, k_norm, angles, layout, y, q_inverse,
-                                    k_inverse, keys, values, position);
+                                    k_inverse, keys, values, place(position));
   }
 
   void store(In rows, Cache<CacheScalar> cache, Index position) const {
+    check_records_nothing();
     Launch::store(next(), rows, cache, position);
   }
   void attention(In q, CacheIn keys, CacheIn values, AttentionShape shape, Out o, Out lse) const {
     if constexpr (fast) {
       if (q.rows <= detail::TensorCores::few_rows &&
-          q.rows * shape.heads <= detail::Device::counters &&
-          device_->with_scratch(Launch::attention_decode_scratch(shape, q.rows), [&](void* memory) {
-            return Launch::attention_decode(next(), q, keys, values, shape, o, lse, memory,
-                                            device_->counter());
-          })) {
-        return;
+          q.rows * shape.heads <= detail::Device::counters) {
+        const detail::Place at = place(shape.position);
+        const auto start = [&](void* scratch) {
+          return Launch::attention_decode(next(), q, keys, values, shape, at, o, lse, scratch,
+                                          device_->counter());
+        };
+        const Index scratch = Launch::attention_decode_scratch(shape, at, keys.slots, q.rows);
+        if (device_->with_scratch(scratch, start)) return;
       }
+      check_records_nothing();
       if (Launch::attention_bfloat16(next(), q, keys, values, shape, o, lse)) return;
     }
     Launch::attention(next(), false, {q, {}}, Keys{keys, values, {}, {}}, shape, o, lse);
@@ -348,7 +342,11 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
     });
   }
 
-  void log_sum_exp(In logits, Out out) const { Launch::log_sum_exp(next(), logits, out); }
+  void next_token(In logits, Out out, Token* likeliest) const {
+    device_->with_scratch(Launch::next_token_scratch(logits.rows), [&](void* scratch) {
+      Launch::next_token(next(), logits, out, likeliest, scratch);
+    });
+  }
 
   // ---- flat vectors -----------------------------------------------------------------------------
 
@@ -368,6 +366,19 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   }
 
  private:
+  friend cuda::Steps<Backend>;
+
+  /// On a stream of its own, for graphs: what is at `position` now will be at *base.
+  Backend(const Backend& other, Index position, const Index* base)
+      : Backend(std::make_shared<const detail::Device>(other.device_->index()), true) {
+    recorded_ = position;
+    base_ = base;
+  }
+  detail::Place place(Index position) const { return {position - recorded_, base_}; }
+  void check_records_nothing() const {
+    if (base_ != nullptr) ttt::detail::fail<detail::NoGraph>("CUDA: no graph of such a step");
+  }
+
   Backend(std::shared_ptr<const detail::Device> device, bool own_stream)
       : Queue(std::move(device), own_stream) {}
 
@@ -375,6 +386,9 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   void with_column_scratch(Out dscale, Index rows, const F& f) const {
     device_->with_scratch(dscale.empty() ? 0 : Launch::column_scratch(rows, dscale.cols), f);
   }
+
+  Index recorded_ = 0;
+  const Index* base_ = nullptr;
 };
 
 }  // namespace cuda

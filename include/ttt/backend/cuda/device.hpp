@@ -60,6 +60,8 @@ class Device {
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
+  int index() const { return index_; }
+
   /// The stream, with the calling thread turned to this GPU.
   cudaStream_t stream() const {
     static_cast<void>(cudaSetDevice(index_));

@@ -56,6 +56,17 @@ struct Frequencies {
   double of[most_head_dim / 2];
 };
 
+/// A position in a document: one that the host knows or, in a graph that is put on the stream again
+/// and again, one so far behind a number in the GPU's memory.
+struct Place {
+  Index position;
+  const Index* base = nullptr;
+
+  constexpr Place(Index position_, const Index* base_ = nullptr)
+      : position(position_), base(base_) {}
+  TTT_HD constexpr Index now() const { return base == nullptr ? position : *base + position; }
+};
+
 /// Kernels on scalars of S. `rounded` is a copy of a result for the products that will read it.
 /// Those with a form on dual numbers take `tangents`: then operands are read with their tangents,
 /// and what is written or added to is the tangent of each result. They are one template,
@@ -92,7 +103,7 @@ struct [[gnu::visibility("hidden")]] Launch {
                                 View<bfloat16> rounded = {});
   /// Bytes of scratch that a gradient of scales needs: sums over so many rows.
   static Index column_scratch(Index rows, Index cols);
-  static void rope_angles(Stream, Index position, const Frequencies&, View<S> out);
+  static void rope_angles(Stream, Place, const Frequencies&, View<S> out);
   static void head_norm_rope(Stream, bool tangents, Operand<S> x, Norm<S>, View<const S> angles,
                              RopeLayout, View<S> y, View<S> inverse);
   static void head_norm_rope_backward(Stream, bool tangents, Operand<S> x, Norm<S>,
@@ -113,7 +124,7 @@ struct [[gnu::visibility("hidden")]] Launch {
   static bool rotate_and_store(Stream, View<const S> q, View<const S> k, View<const S> v,
                                Norm<S> q_norm, Norm<S> k_norm, View<const S> angles, RopeLayout,
                                View<S> y, View<S> q_inverse, View<S> k_inverse,
-                               Cache<bfloat16> keys, Cache<bfloat16> values, Index position);
+                               Cache<bfloat16> keys, Cache<bfloat16> values, Place);
   template <class C>
   static void store(Stream, View<const S> rows, Cache<C>, Index position);
   template <class C>
@@ -124,12 +135,13 @@ struct [[gnu::visibility("hidden")]] Launch {
                                  AttentionShape, Operand<S> o, Operand<S> lse, Operand<S> dout,
                                  View<S> dq, View<S> dkeys, View<S> dvalues, Index first);
 
-  /// A few queries' attention, at the speed of the memory. False, and nothing done, where there is
-  /// no kernel: heads whose size is no multiple of 8. A counter a row and head.
+  /// A few queries' attention, at the speed of the memory; they stand at the place, whatever the
+  /// shape says. False, and nothing done, where there is no kernel: heads whose size is no multiple
+  /// of 8. A counter a row and head.
   static bool attention_decode(Stream, View<const S> q, Cache<const bfloat16> keys,
-                               Cache<const bfloat16> values, AttentionShape, View<S> o, View<S> lse,
-                               void* scratch, unsigned* counters);
-  static Index attention_decode_scratch(AttentionShape, Index rows);  // bytes
+                               Cache<const bfloat16> values, AttentionShape, Place, View<S> o,
+                               View<S> lse, void* scratch, unsigned* counters);
+  static Index attention_decode_scratch(AttentionShape, Place, Index slots, Index rows);  // bytes
 
   /// On tensor cores, what is multiplied rounded to bfloat16. False, and nothing done, where there
   /// are no kernels: other heads than 64, 80, 96 and 128, rows that do not lie in fours of floats.
@@ -165,7 +177,12 @@ struct [[gnu::visibility("hidden")]] Launch {
                                     const Token* targets, const S* weights, double seed, S* nll,
                                     View<bfloat16> dlogits, View<bfloat16> tdlogits);
 
-  static void log_sum_exp(Stream, View<const S> logits, View<S> out);
+  static void next_token(Stream, View<const S> logits, View<S> out, Token * likeliest,
+                         void* scratch);
+  static Index next_token_scratch(Index rows);  // bytes
+
+  /// What a graph of one token's step begins with: its token and its position.
+  static void begin_step(Stream, Token, Token * token, Index position, Index * place);
 
   static void add(Stream, View<const S> a, View<const S> b, View<S> out);
   static void widen(Stream, Weight<S> w, View<S> out);

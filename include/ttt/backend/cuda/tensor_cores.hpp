@@ -57,7 +57,7 @@ class TensorCores {
   /// Without `remember`, every product rounds anew: a caller who has the stream may put kernels of
   /// his own between them.
   TensorCores(const std::shared_ptr<const Device>& device, bool remember)
-      : device_(device), remember_(remember), workspace_(device, workspace_bytes) {
+      : device_(device), remember_(remember) {
     check(cublasLtCreate(handle_.place()), "no handle");
   }
 
@@ -169,6 +169,7 @@ class TensorCores {
   void start(cudaStream_t stream, const Weight<float>& a, const Weight<float>& b, View<float> c,
              Write write) {
     const Plan& plan = plan_of(a, b, c);
+    if (workspace_.size() == 0) workspace_ = Buffer<std::uint8_t>(device_, workspace_bytes);
     const float one = 1, rest = write == Write::Add ? 1.0f : 0.0f;
     check(cublasLtMatmul(handle_.get(), plan.product.get(), &one, b.data, plan.left.get(), a.data,
                          plan.right.get(), &rest, c.data, plan.out.get(), c.data, plan.out.get(),

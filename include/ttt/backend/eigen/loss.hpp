@@ -56,10 +56,10 @@ void cross_entropy(ThreadPool& pool, View<const S> h, const Weight<S>& head, con
   }
 }
 
-/// log(sum of exp(logits)); not a number unless every logit is finite.
+/// log(sum of exp(logits)), with `most` the largest of them; not a number unless every one is
+/// finite.
 template <class S>
-inline S log_sum_exp(const S* logits, Index words) {
-  const S most = max_lanes(words, logits, logits[0]);
+inline S log_sum_exp(const S* logits, Index words, S most) {
   const S sum = sum_lanes<S>(words, [&]<class P>(Index j) {
     const P below = packet::psub(load<P>(logits + j), broadcast<P>(most));
     return packet::padd(exp(below), packet::pmul(below, broadcast<P>(S(0))));

@@ -311,19 +311,24 @@ class Backend : public HostMemory, public Tangents<S> {
     }
   }
 
-  /// out[t] = log(sum of exp(logits[t, j])); not a number unless every logit is finite.
-  void log_sum_exp(View<const S> logits, View<S> out) const {
+  /// out[t] = (log(sum of exp(logits[t, j])), the largest of them), and where it first is; the sum
+  /// is not a number unless every logit is finite.
+  void next_token(View<const S> logits, View<S> out, Token* likeliest) const {
     using std::exp, std::log;
     for (Index t = 0; t < logits.rows; ++t) {
       S most = logits(t, 0), sum = 0;
+      likeliest[t] = 0;
       for (Index j = 1; j < logits.cols; ++j) {
-        if (logits(t, j) > most) most = logits(t, j);
+        if (!(logits(t, j) > most)) continue;
+        most = logits(t, j);
+        likeliest[t] = static_cast<Token>(j);
       }
       for (Index j = 0; j < logits.cols; ++j) {
         const S below = logits(t, j) - most;
         sum += exp(below) + below * S(0);
       }
       out(t, 0) = most + log(sum);
+      out(t, 1) = most;
     }
   }
 

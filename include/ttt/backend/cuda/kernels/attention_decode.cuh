@@ -39,10 +39,10 @@ __device__ inline void merge_lanes(Partial& mine, float (&out)[8], int lanes) {
 
 /// One query of one head, whose parts lie one behind the other.
 template <class = void>  // so that two units of a program may have it
-__device__ void attention_parts(const float* from, const AttentionShape& shape, Index head,
+__device__ void attention_parts(const float* from, const AttentionShape& shape, Index p, Index head,
                                 Index row, const View<float>& o, const View<float>& lse) {
   const Index d = shape.head_dim, c = threadIdx.x;
-  const Index p = shape.position + row, keys = p + 1 - shape.first_key(p);
+  const Index keys = p + 1 - shape.first_key(p);
   const Index used = (keys + decode_keys - 1) / decode_keys;
   constexpr Index at_once = most_head_dim;
   static_assert(at_once == decode_threads);
@@ -73,13 +73,13 @@ __device__ void attention_parts(const float* from, const AttentionShape& shape, 
 template <int lanes>
 __global__ void __launch_bounds__(decode_threads)
     attention_decode_kernel(View<const float> q, Cache<const bfloat16> keys,
-                            Cache<const bfloat16> values, AttentionShape shape, float* partial,
-                            unsigned* counters, View<float> o, View<float> lse) {
+                            Cache<const bfloat16> values, AttentionShape shape, Place place,
+                            float* partial, unsigned* counters, View<float> o, View<float> lse) {
   constexpr int at_once = 32 / lanes, ahead = 4;
   __shared__ float warp_out[decode_warps][most_head_dim];
   __shared__ Partial warp_part[decode_warps];
   const Index head = blockIdx.y, key_head = head / (shape.heads / shape.key_heads);
-  const Index p = shape.position + blockIdx.z, d = shape.head_dim;
+  const Index p = place.now() + blockIdx.z, d = shape.head_dim;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const Index channel = 8 * (lane % lanes);
   const bool has_channels = channel < d;
@@ -147,39 +147,42 @@ __global__ void __launch_bounds__(decode_threads)
     to[c] = c == d + 1 ? most : total;
   }
   if (!is_last_block(counters + which, gridDim.x)) return;
-  attention_parts(all, shape, head, blockIdx.z, o, lse);
+  attention_parts(all, shape, p, head, blockIdx.z, o, lse);
 }
 
-inline Index decode_parts(const AttentionShape& shape, Index rows) {
-  const Index last = shape.position + rows;
+/// Of a place that only the GPU knows, as many as the cache may hold: those without keys end at
+/// once.
+inline Index decode_parts(const AttentionShape& shape, Place place, Index slots, Index rows) {
+  const Index last = place.base == nullptr ? place.position + rows : slots;
   return blocks_for(last < shape.window ? last : shape.window, decode_keys);
 }
 
 }  // namespace
 
 template <class S>
-Index Launch<S>::attention_decode_scratch(AttentionShape shape, Index rows) {
-  return rows * shape.heads * decode_parts(shape, rows) * (shape.head_dim + 2) *
+Index Launch<S>::attention_decode_scratch(AttentionShape shape, Place place, Index slots,
+                                          Index rows) {
+  return rows * shape.heads * decode_parts(shape, place, slots, rows) * (shape.head_dim + 2) *
          static_cast<Index>(sizeof(float));
 }
 
 template <class S>
 bool Launch<S>::attention_decode(Stream stream, View<const S> q, Cache<const bfloat16> keys,
-                                 Cache<const bfloat16> values, AttentionShape shape, View<S> o,
-                                 View<S> lse, void* scratch, unsigned* counters) {
+                                 Cache<const bfloat16> values, AttentionShape shape, Place place,
+                                 View<S> o, View<S> lse, void* scratch, unsigned* counters) {
   if constexpr (std::is_same_v<S, float>) {
     if (q.rows == 0 || shape.head_dim % 8 != 0 ||
         reinterpret_cast<std::uintptr_t>(keys.data) % 16 != 0 ||
         reinterpret_cast<std::uintptr_t>(values.data) % 16 != 0) {
       return false;
     }
-    const Index parts = decode_parts(shape, q.rows);
+    const Index parts = decode_parts(shape, place, keys.slots, q.rows);
     const dim3 blocks(grid(parts), grid(shape.heads), grid(q.rows));
     const auto kernel =
         shape.head_dim <= 64 ? attention_decode_kernel<8> : attention_decode_kernel<16>;
     float* const partial = static_cast<float*>(scratch);
-    kernel<<<blocks, decode_threads, 0, stream>>>(q, keys, values, shape, partial, counters, o,
-                                                  lse);
+    kernel<<<blocks, decode_threads, 0, stream>>>(q, keys, values, shape, place, partial, counters,
+                                                  o, lse);
     return true;
   }
   return false;

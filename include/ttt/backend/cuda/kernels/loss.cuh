@@ -3,6 +3,8 @@
 /// The loss of a block of rows of logits.
 #pragma once
 
+#include <limits>
+
 #include <ttt/backend/cuda/kernels/number.cuh>
 
 namespace ttt::inline TTT_ABI {
@@ -51,37 +53,78 @@ __global__ void __launch_bounds__(512)
   }
 }
 
+/// What a part of a row of logits says of the next token.
+template <class S>
+struct NextPart {
+  S most, sum;  // of powers below it
+  int at;       // the first place of it
+};
+constexpr Index next_parts = 64, next_threads = 256;
+constexpr int nowhere = std::numeric_limits<int>::max();
+
 template <class S, int N>
-__global__ void __launch_bounds__(1024) log_sum_exp_kernel(View<const S> logits, View<S> out) {
-  using std::log;
-  const Index t = blockIdx.x, words = logits.cols, step = N * static_cast<Index>(blockDim.x);
+__global__ void __launch_bounds__(next_threads)
+    next_token_part_kernel(View<const S> logits, Index each, NextPart<S>* parts) {
+  const Index t = blockIdx.y, begin = each * blockIdx.x, step = N * static_cast<Index>(blockDim.x);
+  const Index end = begin + each < logits.cols ? begin + each : logits.cols;
   const Operand<S> z{logits, {}};
-  const auto over_row = [&](const auto& f) {
-#pragma unroll 8
-    for (Index j = N * static_cast<Index>(threadIdx.x); j < words; j += step) {
-      const auto each = load_pack<S, N>(z, t, j);
+  const auto over_part = [&](const auto& f) {
+    for (Index j = begin + N * static_cast<Index>(threadIdx.x); j < end; j += step) {
+      const auto pack = load_pack<S, N>(z, t, j);
 #pragma unroll
-      for (int n = 0; n < N; ++n) f(each.at[n]);
+      for (int n = 0; n < N; ++n) f(pack.at[n], j + n);
     }
   };
-  S most = logits(t, 0), sum(0);
-  over_row([&](S logit) {
+  S most = logits(t, begin), sum(0);
+  over_part([&](S logit, Index) {
     if (!(logit <= most)) most = logit;
   });
   most = block_max(most);
-  over_row([&](S logit) { sum += power(logit, most); });
+  int at = nowhere;
+  over_part([&](S logit, Index j) {
+    sum += power(logit, most);
+    if (logit == most && j < at) at = static_cast<int>(j);
+  });
   sum = block_sum(sum);
-  if (threadIdx.x == 0) out(t, 0) = most + log(sum);
+  at = -block_max(-at);
+  if (threadIdx.x == 0) parts[t * gridDim.x + blockIdx.x] = {most, sum, at};
+}
+
+template <class S>
+__global__ void __launch_bounds__(next_parts)
+    next_token_kernel(const NextPart<S>* parts, Index count, View<S> out, Token* likeliest) {
+  using std::exp, std::log;
+  const Index t = blockIdx.x, i = static_cast<Index>(threadIdx.x) < count ? threadIdx.x : 0;
+  const NextPart<S> part = parts[t * count + i];
+  const S most = block_max(part.most);
+  const S sum = block_sum(threadIdx.x == i ? part.sum * exp(part.most - most) : S(0));
+  const int at = part.most == most ? part.at : nowhere;
+  const int first = -block_max(-at);
+  if (threadIdx.x > 0) return;
+  out(t, 0) = most + log(sum);
+  out(t, 1) = most;
+  likeliest[t] = static_cast<Token>(first);
 }
 
 }  // namespace
 
 template <class S>
-void Launch<S>::log_sum_exp(Stream stream, View<const S> logits, View<S> out) {
+Index Launch<S>::next_token_scratch(Index rows) {
+  return rows * next_parts * static_cast<Index>(sizeof(NextPart<S>));
+}
+
+template <class S>
+void Launch<S>::next_token(Stream stream, View<const S> logits, View<S> out, Token* likeliest,
+                           void* scratch) {
   if (logits.rows == 0) return;
+  constexpr Index pack = pack_size<S>;
+  const Index each = blocks_for(blocks_for(logits.cols, next_parts), pack) * pack;
+  const Index parts = blocks_for(logits.cols, each);
+  NextPart<S>* const part = static_cast<NextPart<S>*>(scratch);
   const auto kernel =
-      in_packs(logits) ? log_sum_exp_kernel<S, pack_size<S>> : log_sum_exp_kernel<S, 1>;
-  kernel<<<grid(logits.rows), 1024, 0, stream>>>(logits, out);
+      in_packs(logits) ? next_token_part_kernel<S, pack> : next_token_part_kernel<S, 1>;
+  kernel<<<dim3(grid(parts), grid(logits.rows)), next_threads, 0, stream>>>(logits, each, part);
+  next_token_kernel<S><<<grid(logits.rows), next_parts, 0, stream>>>(part, parts, out, likeliest);
 }
 
 template <class S>

@@ -10,10 +10,10 @@ namespace cuda::detail {
 namespace {
 
 template <class S>
-__global__ void rope_angles_kernel(Index position, Frequencies frequencies, View<S> out) {
+__global__ void rope_angles_kernel(Place place, Frequencies frequencies, View<S> out) {
   const Index half = out.cols / 2, t = blockIdx.x;
   for (Index i = threadIdx.x; i < half; i += blockDim.x) {
-    const double angle = static_cast<double>(position + t) * frequencies.of[i];
+    const double angle = static_cast<double>(place.now() + t) * frequencies.of[i];
     out(t, i) = static_cast<S>(cos(angle));
     out(t, half + i) = static_cast<S>(sin(angle));
   }
@@ -145,10 +145,10 @@ dim3 head_grid(const View<const S>& x, const View<const S>& angles) {
 }  // namespace
 
 template <class S>
-void Launch<S>::rope_angles(Stream stream, Index position, const Frequencies& frequencies,
+void Launch<S>::rope_angles(Stream stream, Place place, const Frequencies& frequencies,
                             View<S> out) {
   if (out.rows == 0) return;
-  rope_angles_kernel<<<grid(out.rows), 64, 0, stream>>>(position, frequencies, out);
+  rope_angles_kernel<<<grid(out.rows), 64, 0, stream>>>(place, frequencies, out);
 }
 
 template <class S>

@@ -17,7 +17,7 @@ struct RotateWork {
   RopeLayout layout;
   View<float> y, q_inverse, k_inverse;
   Cache<bfloat16> keys, values;
-  Index position;
+  Place place;
 };
 
 /// A warp a head of a token, four channels a lane: heads of queries, then of keys, then of values.
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(row_threads) rotate_kernel(RotateWork w) {
   if (has_channels) x = load_pack<float, 4>({from, {}}, t, h * d + c);
   const auto keep = [&](const Cache<bfloat16>& cache) {
     if (!has_channels) return;
-    const View<bfloat16> place(cache.at(h, w.position + t), 1, d);
+    const View<bfloat16> place(cache.at(h, w.place.now() + t), 1, d);
     put_rounded(place, 0, c, x);
   };
   if (is_value) return keep(w.values);
@@ -86,7 +86,7 @@ template <class S>
 bool Launch<S>::rotate_and_store(Stream stream, View<const S> q, View<const S> k, View<const S> v,
                                  Norm<S> q_norm, Norm<S> k_norm, View<const S> angles,
                                  RopeLayout layout, View<S> y, View<S> q_inverse, View<S> k_inverse,
-                                 Cache<bfloat16> keys, Cache<bfloat16> values, Index position) {
+                                 Cache<bfloat16> keys, Cache<bfloat16> values, Place place) {
   if constexpr (std::is_same_v<S, float>) {
     const Index d = angles.cols;
     const bool fits = d % 8 == 0 && d <= most_head_dim && in_packs(q) && in_packs(k) &&
@@ -96,7 +96,7 @@ bool Launch<S>::rotate_and_store(Stream stream, View<const S> q, View<const S> k
     if (!fits || q.rows == 0) return false;
     const dim3 blocks(grid(q.rows), grid(blocks_for(q.cols / d + 2 * keys.heads, heads_a_block)));
     rotate_kernel<><<<blocks, row_threads, 0, stream>>>(
-        {q, k, v, q_norm, k_norm, angles, layout, y, q_inverse, k_inverse, keys, values, position});
+        {q, k, v, q_norm, k_norm, angles, layout, y, q_inverse, k_inverse, keys, values, place});
     return true;
   }
   return false;

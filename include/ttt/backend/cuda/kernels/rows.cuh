@@ -106,7 +106,19 @@ __global__ void __launch_bounds__(row_threads)
   }
 }
 
+template <class = void>  // so that two units of a program may have it
+__global__ void begin_step_kernel(Token token, Token* token_to, Index position, Index* place) {
+  *token_to = token;
+  *place = position;
+}
+
 }  // namespace
+
+template <class S>
+void Launch<S>::begin_step(Stream stream, Token token, Token* token_to, Index position,
+                           Index* place) {
+  begin_step_kernel<><<<1, 1, 0, stream>>>(token, token_to, position, place);
+}
 
 template <class S>
 void Launch<S>::embed(Stream stream, Weight<S> table, const Token* tokens, View<S> out) {

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Steps of one token, as decoding takes them: one CUDA graph, put on the stream again and again.
+/// Any host compiler reads this.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <ttt/backend/cuda/device.hpp>
+#include <ttt/backend/cuda/launch.hpp>
+
+namespace ttt::inline TTT_ABI {
+namespace cuda {
+
+namespace detail {
+
+/// A step holds something whose place in the document a graph cannot change.
+class NoGraph : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A graph that can be put on a stream.
+class Graph {
+ public:
+  /// Records what f() puts on the stream, which is not run; throws what f throws.
+  template <class F>
+  Graph(cudaStream_t stream, const F& f) {
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "a graph");
+    cudaGraph_t graph = nullptr;
+    try {
+      f();
+    } catch (...) {
+      static_cast<void>(cudaStreamEndCapture(stream, &graph));
+      if (graph != nullptr) static_cast<void>(cudaGraphDestroy(graph));
+      static_cast<void>(cudaGetLastError());
+      throw;
+    }
+    check(cudaStreamEndCapture(stream, &graph), "a graph");
+    const cudaError_t status = cudaGraphInstantiate(&graph_, graph, 0);
+    static_cast<void>(cudaGraphDestroy(graph));
+    check(status, "a graph");
+  }
+  ~Graph() { static_cast<void>(cudaGraphExecDestroy(graph_)); }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+  void start(cudaStream_t stream) const { check(cudaGraphLaunch(graph_, stream), "a graph"); }
+
+ private:
+  cudaGraphExec_t graph_ = nullptr;
+};
+
+}  // namespace detail
+
+/// Runs a step that is the same for every token but for the token and its position. Hundreds of
+/// small kernels cost the host more than the GPU, so the second step from the same memory is
+/// recorded as a graph, on a backend of its own that keeps positions in the GPU's memory, and from
+/// then on that is put on the stream.
+template <class B>
+class Steps {
+  using Launch = detail::Launch<typename B::Scalar>;
+
+ public:
+  /// Takes nothing before the first graph. Keeps a reference to the backend.
+  explicit Steps(const B& backend) : backend_(backend) {}
+  ~Steps() { static_cast<void>(cudaStreamSynchronize(backend_.device_->stream())); }
+  Steps(const Steps&) = delete;
+  Steps& operator=(const Steps&) = delete;
+
+  /// Writes the token to `to`, then does what step(backend) puts on its stream. The step must be
+  /// the same whenever `memory`, all addresses that it uses and that may change, is, but for the
+  /// token, and for `position` where it hands that to a primitive. Throws what the step throws, and
+  /// Error.
+  template <class Step>
+  void operator()(std::span<const void* const> memory, Token token, Token* to, Index position,
+                  const Step& step) {
+    const bool known = std::ranges::equal(memory, memory_);
+    if (!known) {
+      graph_.reset();
+      memory_.assign(memory.begin(), memory.end());
+    }
+    if (known && possible_ && !graph_) record(token, to, position, step);
+    if (!graph_) {
+      backend_.to_device(&token, to, 1);
+      return step(backend_);
+    }
+    Launch::begin_step(backend_.next(), token, to, position, place_.data());
+    graph_->start(backend_.next());
+  }
+
+ private:
+  template <class Step>
+  void record(Token token, Token* to, Index position, const Step& step) {
+    if (place_.size() == 0) place_ = backend_.template allocate<Index>(1);
+    if (!recorder_) recorder_.reset(new B(backend_, position, place_.data()));
+    recorder_->recorded_ = position;
+    const cudaStream_t stream = recorder_->next();
+    backend_.synchronize();
+    try {
+      // Run once before it is recorded: what the recorder needs beside, it takes then.
+      Launch::begin_step(stream, token, to, position, place_.data());
+      step(*recorder_);
+      recorder_->synchronize();
+      graph_.emplace(stream, [&] {
+        step(*recorder_);
+        static_cast<void>(recorder_->next());  // what waits is part of the step
+      });
+    } catch (const detail::NoGraph&) {
+      recorder_->synchronize();
+      possible_ = false;
+    }
+  }
+
+  const B& backend_;
+  Buffer<Index> place_;
+  std::unique_ptr<B> recorder_;
+  std::vector<const void*> memory_;
+  std::optional<detail::Graph> graph_;
+  bool possible_ = true;
+};
+
+}  // namespace cuda
+}  // namespace ttt::inline TTT_ABI

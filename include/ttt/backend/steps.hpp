@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Steps of one token: the same work again and again, which a backend may prepare for.
+#pragma once
+
+#include <span>
+
+#include <ttt/fwd.hpp>
+
+namespace ttt::inline TTT_ABI {
+
+/// Takes every step as it comes. A backend that knows better has a member type Steps, which is
+/// called likewise; see cuda::Steps.
+template <class B>
+class PlainSteps {
+ public:
+  explicit PlainSteps(const B& backend) : backend_(backend) {}
+
+  /// Writes the token to `to`, in the backend's memory, then calls step(backend). The step must be
+  /// the same whenever `memory`, all addresses it uses that may change, is: but for the token, and
+  /// for `position` where it hands that to a primitive. Throws what the step throws.
+  template <class Step>
+  void operator()(std::span<const void* const> /*memory*/, Token token, Token* to,
+                  Index /*position*/, const Step& step) {
+    backend_.to_device(&token, to, 1);
+    step(backend_);
+  }
+
+ private:
+  const B& backend_;
+};
+
+namespace detail {
+template <class B>
+struct StepsType {
+  using Type = PlainSteps<B>;
+};
+template <class B>
+requires requires {
+  typename B::Steps;
+}
+struct StepsType<B> {
+  using Type = typename B::Steps;
+};
+}  // namespace detail
+
+template <class B>
+using StepsOf = typename detail::StepsType<B>::Type;
+
+}  // namespace ttt::inline TTT_ABI

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: MIT
+// The lower half run over several chunks at once: the same reading, to rounding.
+#include <algorithm>
+#include <cmath>
+#include <span>
+#include <stop_token>
+#include <support/kernels.hpp>
+#include <support/models.hpp>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <ttt/backend/reference/backend.hpp>
+#include <ttt/ttt.hpp>
+
+namespace {
+
+using namespace ttt;
+using namespace ttt::test;
+using Tokens = std::span<const Token>;
+
+constexpr Index C = 8;
+const InnerLoop<Sgd> learner{.chunk = C};
+
+Tokens part(const std::vector<Token>& tokens, Index first, Index count) {
+  return Tokens(tokens).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
+}
+
+using FullBlock = Block<FullAttention<>, SwiGLU>;
+using FullReader =
+    LanguageModel<Stack<1, FullBlock>, Stack<2, Block<FullAttention<>, DualMLP<SwiGLU, SwiGLU>>>>;
+using PlainReader = LanguageModel<Stack<3, TinyBlock>, Stack<0, TinyBlock>>;
+
+/// Two sessions that have read the same text hold the same things.
+template <class A, class B>
+void check_same(const A& a, const B& b, double most) {
+  CHECK(a.counters().tokens == b.counters().tokens);
+  CHECK(a.counters().inner_steps == b.counters().inner_steps);
+  CHECK(a.state().pending == b.state().pending);
+  CHECK(a.state().marks == b.state().marks);
+  CHECK(furthest(learned(a), learned(b)) <= most);
+  CHECK(furthest(window(a), window(b)) <= most);
+}
+
+/// Pieces of up to `ahead + 2` chunks, read with and without looking ahead.
+template <class Model, class B>
+void check(const B& backend, const Config& config, const auto& how, double most) {
+  Random random{11};
+  const Index chunk = how.chunk, n = 23 * chunk + 3;
+  const auto text = tokens(random, n, config.vocabulary);
+  const auto weights = tiny_weights<Model>(backend, config);
+  for (const Index ahead : {2, 3, 8}) {
+    CAPTURE(ahead);
+    Session one(weights, how, {.max_tokens = n});
+    Session many(weights, how, {.max_tokens = n, .read_ahead = ahead});
+    for (Index at = 0; at < n;) {
+      CAPTURE(at);
+      const auto longest = static_cast<std::uint64_t>((ahead + 2) * chunk);
+      const Index size = std::min(n - at, 1 + static_cast<Index>(random.bits() % longest));
+      const bool frozen = random.bits() % 4 == 0;
+      std::vector<std::uint8_t> mask(static_cast<std::size_t>(size));
+      for (auto& m : mask) m = random.bits() % 8 != 0;
+      const auto read = [&](auto& session) {
+        frozen ? session.freeze() : session.learn();
+        return session.read(part(text, at, size), {.loss_mask = mask});
+      };
+      const auto want = read(one), got = read(many);
+      CHECK(furthest(got.nll, want.nll) <= most);
+      CHECK(got.scored == want.scored);
+      check_same(many, one, most);
+      if (random.bits() % 2 == 0) CHECK(furthest(many.logits(), one.logits()) <= most);
+      at += size;
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("read_ahead changes nothing but rounding") {
+  // In float at a rate that does not make more of it.
+  const InnerLoop<Sgd> calm{.chunk = C, .optimizer = {.rate = 0.1f}};
+  for (const Index window : {1, 5, 12, 40}) {
+    CAPTURE(window);
+    Config config = tiny_config();
+    config.window = window;
+    check<TinyReader>(Cpu(2), config, calm, 1e-4);
+    check<TinyReader>(reference::Backend<double>(), config, learner, 1e-10);
+  }
+  check<TinyReader>(Cpu(1), tiny_config(),
+                    InnerLoop<Momentum>{.chunk = 5, .optimizer = {.rate = 0.1f}}, 1e-4);
+  check<TinyReader>(Cpu(1), tiny_config(), NoLearning{.chunk = 8}, 1e-4);
+  check<FullReader>(Cpu(1), tiny_config(), calm, 1e-4);
+  check<PlainReader>(Cpu(1), tiny_config(), NoLearning{.chunk = 8}, 1e-4);
+}
+
+TEST_CASE("read_ahead: a piece that stops early leaves the state of where it stopped") {
+  Random random{12};
+  const auto text = tokens(random, 9 * C + 1, 61), other = tokens(random, 5 * C, 61);
+  const auto weights = tiny_weights(reference::Backend<double>());
+  for (const bool throws : {false, true}) {
+    CAPTURE(throws);
+    Session many(weights, learner, {.read_ahead = 6});
+    Session one(weights, learner);
+    std::stop_source stop;
+    Index chunks = 0;
+    const auto tick = [&](Index, Index) {
+      if (++chunks < 3) return;
+      if (throws) throw Error("enough");
+      stop.request_stop();
+    };
+    if (throws) {
+      CHECK_THROWS_AS(many.read(text, {.progress = tick}), ReadError);
+    } else {
+      CHECK(many.read(text, {.progress = tick, .stop = stop.get_token()}).tokens == 3 * C + 1);
+    }
+    one.read(part(text, 0, 3 * C + 1));
+    check_same(many, one, 1e-10);
+
+    // Nothing computed ahead is left, and nothing of it is used.
+    const auto fork = many.fork();
+    CHECK(same_state(many, fork));
+    const Index slots = many.state().cache_size / (2 * 3 * 2 * 8);
+    for (Index p = 3 * C; p < 6 * C; ++p) {
+      CHECK(many.state().cache.data()[p % slots * 8] == 0.0);
+    }
+    CHECK(furthest(many.logits(), one.logits()) <= 1e-10);
+    CHECK(furthest(many.read(other).nll, one.read(other).nll) <= 1e-10);
+    check_same(many, one, 1e-10);
+  }
+}
+
+TEST_CASE("read_ahead: chunks before one that is not finite stay read") {
+  using Untied = LanguageModel<Stack<1, TinyBlock>, Stack<2, TinyLearning>, SeparateHead>;
+  const auto weights = tiny_weights<Untied>(Cpu(1));
+  change(weights, [](const ParameterName& name, std::span<float> values) {
+    if (name.role == Role::Embedding) values[60 * 16] = std::nanf("");
+  });
+  Random random{13};
+  auto text = tokens(random, 8 * C + 1, 60);
+  for (const Index at : {C + 1, 2 * C + 4, 5 * C}) {
+    CAPTURE(at);
+    auto bad = text;
+    bad[static_cast<std::size_t>(at)] = 60;
+    Session many(weights, learner, {.read_ahead = 8}), one(weights, learner);
+    const auto consumed = [&](auto& session) {
+      try {
+        session.read(bad);
+      } catch (const ReadError& error) {
+        return error.consumed;
+      }
+      FAIL("nothing was thrown");
+      return Index{0};
+    };
+    CHECK(consumed(many) == consumed(one));
+    check_same(many, one, 1e-4);
+    const auto all =
+        std::span(many.state().cache.data(), static_cast<std::size_t>(many.state().cache_size));
+    CHECK(std::ranges::all_of(all, [](float x) { return std::isfinite(x); }));
+  }
+}
+
+TEST_CASE("read_ahead: generation, snapshots and what it costs") {
+  const auto weights = tiny_weights(Cpu(1));
+  Random random{14};
+  const auto text = tokens(random, 7 * C, 61);
+  Session many(weights, learner, {.read_ahead = 4}), one(weights, learner);
+  many.read(text);
+  one.read(text);
+  const auto snapshot = many.snapshot();
+  const auto made = many.generate(3 * C, Greedy());
+  CHECK(made == one.generate(3 * C, Greedy()));
+  check_same(many, one, 1e-4);
+  many.restore(snapshot);
+  CHECK(made == many.generate(3 * C, Greedy()));
+  CHECK_THROWS_AS(one.restore(snapshot), Error);  // another window's size
+
+  using Reader = Session<Weights<TinyReader, Cpu>>;
+  CHECK(Reader::required_bytes(weights, learner, {.read_ahead = 4}) >
+        Reader::required_bytes(weights, learner));
+}
+
+TEST_CASE("read_ahead: what it cannot be") {
+  const auto weights = tiny_weights(Cpu(1));
+  using Reader = Session<Weights<TinyReader, Cpu>>;
+  for (const Index ahead : {Index{-1}, Index{0}, Index{1025}}) {
+    CHECK_THROWS_WITH_AS((Reader(weights, learner, {.read_ahead = ahead})),
+                         doctest::Contains("read_ahead"), Error);
+  }
+}
