@@ -383,7 +383,7 @@ TEST_CASE("a product, its sum and the norm of that have the bits that they have 
     const Fast at_once(0, stream);
     for_weights([&](Index rows, Index depth, Index gap, bool transposed, bool narrow) {
       for (Index cols : {8, 100, 131, 768, 4100}) {
-        if (cols > 131 && depth > 100) continue;
+        if (cols > 131 && depth != 8) continue;
         for (const bool has_norm : {false, true}) {
           CAPTURE(cols);
           CAPTURE(has_norm);

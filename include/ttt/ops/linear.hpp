@@ -3,7 +3,6 @@
 /// Linear maps without bias, and the residual sum.
 #pragma once
 
-#include <algorithm>
 #include <array>
 
 #include <ttt/ops/context.hpp>
@@ -56,19 +55,20 @@ DualView<typename B::Scalar> linear(TangentContext<B>& c, const DualView<typenam
 }
 
 /// x · w of each weight, as linear gives them one after the other. A backend may have them in one
-/// primitive, matmul_each.
+/// primitive, matmul_each, where one sequence's rows are all.
 template <class B, class... Weights>
 std::array<View<typename B::Scalar>, sizeof...(Weights)> linears(Context<B>& c,
                                                                  View<const typename B::Scalar> x,
                                                                  const Weights&... weights) {
-  const std::array<StackedWeight<typename B::Scalar>, sizeof...(Weights)> w{weights...};
-  const std::array<View<typename B::Scalar>, sizeof...(Weights)> y{c.make(x.rows, weights.cols)...};
-  const std::array<Weight<typename B::Scalar>, sizeof...(Weights)> of_all{weights...};
-  if constexpr (requires { c.backend.matmul_each(x, of_all, y); }) {
-    const bool shared = std::ranges::all_of(w, [](const auto& one) { return one.sequences == 1; });
-    if (shared && c.backend.matmul_each(x, of_all, y)) return y;
+  constexpr std::size_t count = sizeof...(Weights);
+  const std::array<StackedWeight<typename B::Scalar>, count> w{weights...};
+  const std::array<View<typename B::Scalar>, count> y{c.make(x.rows, weights.cols)...};
+  const std::array<Weight<typename B::Scalar>, count> alone{weights...};
+  if constexpr (requires { c.backend.matmul_each(x, alone, y); }) {
+    const bool is_one = ((StackedWeight<typename B::Scalar>(weights).sequences == 1) && ...);
+    if (is_one && c.backend.matmul_each(x, alone, y)) return y;
   }
-  for (std::size_t i = 0; i < w.size(); ++i) {
+  for (std::size_t i = 0; i < count; ++i) {
     detail::product(c.backend, x, w[i], y[i], Write::Replace);
   }
   return y;

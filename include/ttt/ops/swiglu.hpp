@@ -41,8 +41,8 @@ Gated<View<typename B::Scalar>> gated(Context<B>& c, View<const typename B::Scal
   const Gated<View<typename B::Scalar>> out{c.make(x.rows, w1.cols), c.make(x.rows, w3.cols),
                                             c.make(x.rows, w1.cols)};
   if constexpr (requires { c.backend.gated(x, w1, w3, out.gate, out.up, out.hidden); }) {
-    const bool shared = w1.sequences == 1 && w3.sequences == 1;
-    if (shared && c.backend.gated(x, w1, w3, out.gate, out.up, out.hidden)) return out;
+    const bool is_one = w1.sequences == 1 && w3.sequences == 1;
+    if (is_one && c.backend.gated(x, w1, w3, out.gate, out.up, out.hidden)) return out;
   }
   detail::product(c.backend, x, w1, out.gate, Write::Replace);
   detail::product(c.backend, x, w3, out.up, Write::Replace);

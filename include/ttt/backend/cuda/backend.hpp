@@ -98,29 +98,10 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   template <class T>
   using Buffer = cuda::Buffer<T>;
 
-  /// Memory of the GPU. Throws cuda::Error when there is no room.
-  template <class T>
-  Buffer<T> allocate(Index size) const {
-    return Buffer<T>(device_, size);
-  }
-  /// Copies `size` elements from the host, and waits, so that they may be changed.
-  template <class T>
-  void to_device(const T* host, T* to, Index size) const {
-    device_->copy(next(), host, to, size, cudaMemcpyHostToDevice);
-    detail::check(cudaStreamSynchronize(next()), "a kernel failed");
-  }
-  /// Copies `size` elements to the host, and waits for them. Throws cuda::Error when something on
-  /// the stream failed.
-  template <class T>
-  void to_host(const T* from, T* host, Index size) const {
-    if (size == 0) return;
-    device_->copy(next(), from, host, size, cudaMemcpyDeviceToHost);
-    synchronize();
-  }
-  template <class T>
-  void copy(const T* from, T* to, Index size) const {
-    device_->copy(next(), from, to, size, cudaMemcpyDeviceToDevice);
-  }
+  using Queue::allocate;
+  using Queue::copy;
+  using Queue::to_device;
+  using Queue::to_host;
   void widen(Weight<S> w, Out out) const { Launch::widen(next(), w, out); }
   /// Rounds `size` elements.
   void narrow(const S* from, bfloat16* to, Index size) const requires(fast) {

@@ -53,6 +53,30 @@ class Queue {
     device_->synchronize();
   }
 
+  /// Memory of the GPU. Throws cuda::Error when there is no room.
+  template <class T>
+  cuda::Buffer<T> allocate(Index size) const {
+    return cuda::Buffer<T>(device_, size);
+  }
+  /// Copies `size` elements from the host, and waits, so that they may be changed.
+  template <class T>
+  void to_device(const T* host, T* to, Index size) const {
+    device_->copy(next(), host, to, size, cudaMemcpyHostToDevice);
+    check(cudaStreamSynchronize(next()), "a kernel failed");
+  }
+  /// Copies `size` elements to the host, and waits for them. Throws cuda::Error when something on
+  /// the stream failed.
+  template <class T>
+  void to_host(const T* from, T* host, Index size) const {
+    if (size == 0) return;
+    device_->copy(next(), from, host, size, cudaMemcpyDeviceToHost);
+    wait();
+  }
+  template <class T>
+  void copy(const T* from, T* to, Index size) const {
+    device_->copy(next(), from, to, size, cudaMemcpyDeviceToDevice);
+  }
+
   /// Calls start(a place for a rounded copy of each result), which puts the kernel that makes them
   /// on the stream.
   template <class F, class... Results>

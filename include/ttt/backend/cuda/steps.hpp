@@ -107,7 +107,10 @@ class Steps {
       Launch::begin_step(stream, token, to, position, place_.data());
       step(*recorder_);
       recorder_->synchronize();
-      graph_.emplace(stream, [&] { step(*recorder_); });
+      graph_.emplace(stream, [&] {
+        step(*recorder_);
+        static_cast<void>(recorder_->next());  // what waits is part of the step
+      });
     } catch (const detail::NoGraph&) {
       recorder_->synchronize();
       possible_ = false;

@@ -39,11 +39,10 @@ __device__ inline void merge_lanes(Partial& mine, float (&out)[8], int lanes) {
 
 /// One query of one head, whose parts lie one behind the other.
 template <class = void>  // so that two units of a program may have it
-__device__ void attention_parts(const float* from, const AttentionShape& shape, Place place,
-                                Index head, Index row, const View<float>& o,
-                                const View<float>& lse) {
+__device__ void attention_parts(const float* from, const AttentionShape& shape, Index p, Index head,
+                                Index row, const View<float>& o, const View<float>& lse) {
   const Index d = shape.head_dim, c = threadIdx.x;
-  const Index p = place.now() + row, keys = p + 1 - shape.first_key(p);
+  const Index keys = p + 1 - shape.first_key(p);
   const Index used = (keys + decode_keys - 1) / decode_keys;
   constexpr Index at_once = most_head_dim;
   static_assert(at_once == decode_threads);
@@ -148,7 +147,7 @@ __global__ void __launch_bounds__(decode_threads)
     to[c] = c == d + 1 ? most : total;
   }
   if (!is_last_block(counters + which, gridDim.x)) return;
-  attention_parts(all, shape, place, head, blockIdx.z, o, lse);
+  attention_parts(all, shape, p, head, blockIdx.z, o, lse);
 }
 
 /// Of a place that only the GPU knows, as many as the cache may hold: those without keys end at

@@ -225,6 +225,10 @@ __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
   Index col;
   float total[1];
   const Index first = static_cast<Index>(blockIdx.x) * Stored::each;
+  if (first == 0) {
+    prefetch_scales(norm);
+    if (sum.has_norm) prefetch_scales(sum.norm);
+  }
   if (Stored::sums(x.row(row), w, first, col, total)) product(row, col) = total[0];
   if (!is_last_block(counters + row, gridDim.x)) return;
   sum_and_norm<pack_size<float>>(sum, norm, y, inverse, {}, row);

@@ -69,6 +69,17 @@ __device__ Pack<S, N> load_scales(const Norm<S>& norm, Index j) {
   return out;
 }
 
+/// Asks for a norm's factors, which nobody has read for a token, into the L2 cache.
+template <class S>
+__device__ void prefetch_scales(const Norm<S>& norm) {
+  const Index size = norm.scale.narrow ? sizeof(bfloat16) : sizeof(S), line = 128;
+  const char* const at = static_cast<const char*>(norm.scale.data) + line * threadIdx.x;
+  if (norm.scale.empty() || norm.scale.transposed) return;
+  if (line * threadIdx.x < size * norm.scale.cols) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+  }
+}
+
 /// Packs of a row that a thread of sum_and_norm holds.
 constexpr int held_packs = 4;
 
