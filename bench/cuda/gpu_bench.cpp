@@ -294,6 +294,34 @@ void meta_gradient(benchmark::State& state, const Preset<Model>& preset, Index l
   peak(state, gpu);
 }
 
+/// Noise for a Trainer.
+struct Noise {
+  Index words, tokens;
+  Index length() const { return tokens; }
+  Index size() const { return Index{1} << 40; }
+  void sample(Index index, std::span<Token> out) const {
+    Random random{static_cast<std::uint64_t>(index)};
+    for (Token& t : out) t = static_cast<Token>(random.bits() % static_cast<std::uint64_t>(words));
+  }
+};
+
+/// A step of training: the meta-gradient with float masters, clipping, decay and AdamW.
+template <class Machine, class Model>
+void training_step(benchmark::State& state, const Preset<Model>& preset, Index length, Index batch,
+                   MetaOptions options) {
+  const Machine gpu;
+  const Model model(preset.config);
+  const Config& config = model.config();
+  Trainer trainer(initialise(preset, gpu, 1), Learner{.chunk = chunk}, OuterLoop<AdamW>{},
+                  Noise{config.vocabulary, length},
+                  TrainerOptions{.length = length, .batch = batch, .meta = options});
+  trainer.step();
+  for (auto _ : state) trainer.step();  // waits for the loss and the norm
+  per_second(state, "tokens/s", static_cast<double>(batch * length));
+  flops(state, static_cast<double>(batch) * bench::training_flops(config, length, chunk));
+  peak(state, gpu);
+}
+
 /// Registers `run` under a name; `once` for what takes seconds.
 template <class Run>
 void add(const std::string& name, const Run& run, bool once = false) {
@@ -338,7 +366,17 @@ const bool registered = [] {
     add("decode/" + size + "/at:1M", [=](State& s) { decode<Fast>(s, e2e, 1048576); });
     add("meta_gradient/" + size + "/length:8192/batch:1",
         [=](State& s) { meta_gradient<Fast>(s, e2e, 8192, 1, {.recompute = large}); });
-    if (large) return;
+    if (large) {
+      for (const Index keep : {1, 2}) {  // chunks whose values are in memory at a time
+        add("meta_gradient/" + size + "/length:8192/batch:1/keep:" + std::to_string(keep),
+            [=](State& s) {
+              meta_gradient<Fast>(s, e2e, 8192, 1, {.keep = {keep}, .recompute = true});
+            });
+      }
+      return;
+    }
+    add("training_step/" + size + "/length:8192/batch:4",
+        [=](State& s) { training_step<Fast>(s, e2e, 8192, 4, {.stacked = 4}); });
     for (const Index stacked : {1, 2, 4}) {  // one after the other, in pairs, together
       add("meta_gradient/" + size + "/length:8192/batch:4/stacked:" + std::to_string(stacked),
           [=](State& s) { meta_gradient<Fast>(s, e2e, 8192, 4, {.stacked = stacked}); });
