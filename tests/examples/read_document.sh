@@ -1,37 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 # read_document.sh PROGRAM: its options, its exit statuses, and what goes to which stream.
-set -uo pipefail
-program=$1
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-mkdir "$work/with space"
-cd "$work/with space" || exit 1
-failures=0
-cases=0
-
-complain() {
-  echo "$1"
-  failures=$((failures + 1))
-}
-# run STATUS ARGUMENT...: standard input is passed on; streams go to the files out and err.
-run() {
-  local expected=$1 status=0
-  shift
-  cases=$((cases + 1))
-  "$program" "$@" >out 2>err || status=$?
-  sed -i '/built for baseline SSE2/d' err
-  [ "$status" = "$expected" ] ||
-    complain "read_document $*: exit status $status instead of $expected: $(cat err)"
-}
-# refuses STATUS WHAT-IT-SAYS ARGUMENT...: one sentence on standard error, nothing on the other.
-refuses() {
-  local says=$2
-  run "$1" "${@:3}" </dev/null
-  grep -qF -- "$says" err || complain "read_document ${*:3}: should say: $says; says: $(cat err)"
-  [ ! -s out ] || complain "read_document ${*:3}: prints to standard output"
-  [ "$1" = 2 ] || [ "$(wc -l <err)" = 1 ] || complain "read_document ${*:3}: more than a line"
-}
+all_or_nothing=yes
+. "$(dirname "$0")/support.sh" "$1"
 matches() { # FILE EXPRESSION: the file is one line, and this is all of it
   if [ "$(wc -l <"$1")" != 1 ] || ! grep -qE "^$2\$" "$1"; then
     complain "expected $2, found: $(cat "$1")"
@@ -129,5 +100,4 @@ same "the exit status after SIGINT" $? 130
 matches out "$object"
 same "complete, after SIGINT" "$(value complete)" false
 
-[ "$failures" = 0 ] && echo "$cases command lines do what they should"
-exit "$((failures > 0))"
+report

@@ -1,39 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 # read_with_host.sh PROGRAM: its options, its exit statuses, and what goes to which stream.
-set -uo pipefail
-program=$1
-host=$(cd "$(dirname "$0")/../golden/byte_host" && pwd)
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-mkdir "$work/with space"
-cd "$work/with space" || exit 1
-failures=0
-cases=0
-
-complain() {
-  echo "$1"
-  failures=$((failures + 1))
-}
-# run STATUS ARGUMENT...: streams go to the files out and err.
-run() {
-  local expected=$1 status=0
-  shift
-  cases=$((cases + 1))
-  "$program" "$@" >out 2>err || status=$?
-  [ "$status" = "$expected" ] ||
-    complain "read_with_host $*: exit status $status instead of $expected: $(cat err)"
-}
-# refuses STATUS WHAT-IT-SAYS ARGUMENT...: one sentence on standard error.
-refuses() {
-  local says=$2
-  run "$1" "${@:3}" </dev/null
-  grep -qF -- "$says" err || complain "read_with_host ${*:3}: should say: $says; says: $(cat err)"
-  [ "$1" = 2 ] || [ "$(wc -l <err)" = 1 ] || complain "read_with_host ${*:3}: more than a line"
-}
-says() { # EXPRESSION: in the output
-  grep -qE -- "$1" out || complain "should print $1; prints: $(cat out)"
-}
+. "$(dirname "$0")/support.sh" "$1"
+host=$tests/golden/byte_host
 
 for i in 1 2 3 4 5 6 7 8; do
   echo "$i. The gate is locked at $i in the evening, and the key of the gate hangs by the door."
@@ -76,5 +45,4 @@ says '1[0-9] chunks learned from'
 says 'It might go on like this'
 [ "$(grep '^all' out)" != "$frozen" ] || complain "targets do not change the scores"
 
-[ "$failures" = 0 ] && echo "$cases cases are as they should be"
-exit "$((failures > 0))"
+report

@@ -2,46 +2,12 @@
 # SPDX-License-Identifier: MIT
 # train_bytes.sh PROGRAM: what it writes, its exit statuses, and that a run which is stopped, killed
 # at any moment and resumed ends with the bytes of an undisturbed one.
-set -uo pipefail
-program=$1
-work=$(mktemp -d)
-pid=
-trap '[ -z "$pid" ] || kill -9 "$pid" 2>/dev/null; rm -rf "$work"' EXIT
-mkdir "$work/with space"
-cd "$work/with space" || exit 1
-failures=0
-cases=0
-
-complain() {
-  echo "$1"
-  failures=$((failures + 1))
-}
-# run STATUS ARGUMENT...: streams go to the files out and err.
-run() {
-  local expected=$1 status=0
-  shift
-  cases=$((cases + 1))
-  "$program" "$@" >out 2>err </dev/null || status=$?
-  [ "$status" = "$expected" ] ||
-    complain "train_bytes $*: exit status $status instead of $expected: $(cat err)"
-  [ "$status" != 0 ] || [ ! -s err ] || complain "train_bytes $*: not silent in a pipe: $(cat err)"
-}
-# refuses STATUS WHAT-IT-SAYS ARGUMENT...: one sentence on standard error.
-refuses() {
-  local says=$2
-  run "$1" "${@:3}"
-  grep -qF -- "$says" err || complain "train_bytes ${*:3}: should say: $says; says: $(cat err)"
-  [ "$1" != 2 ] || [ ! -s out ] || complain "train_bytes ${*:3}: prints to standard output"
-  [ "$1" = 2 ] || [ "$(wc -l <err)" = 1 ] || complain "train_bytes ${*:3}: more than a line"
-}
+. "$(dirname "$0")/support.sh" "$1"
 same() { # A B: files
   cmp "$1" "$2" || complain "$1 and $2 should be the same"
 }
 differ() {
   ! cmp -s "$1" "$2" || complain "$1 and $2 should differ"
-}
-says() { # EXPRESSION: in out
-  grep -qE -- "$1" out || complain "should say: $1; says: $(cat out)"
 }
 rows() { # FILE: of a log, so far
   if [ -e "$1" ]; then wc -l <"$1"; else echo 0; fi
@@ -219,5 +185,4 @@ run 0 "${long[@]}" --resume # with room
 same whole.log part.log
 same whole part
 
-[ "$failures" = 0 ] && echo "$cases command lines do what they should"
-exit "$((failures > 0))"
+report

@@ -179,6 +179,60 @@ TEST_CASE("read_ahead: generation, snapshots and what it costs") {
         Reader::required_bytes(weights, learner));
 }
 
+TEST_CASE("read_ahead: a callback may do anything with the session") {
+  const auto weights = tiny_weights(reference::Backend<double>());
+  using Reader = Session<Weights<TinyReader, reference::Backend<double>>>;
+  Random random{15};
+  const auto text = tokens(random, 13 * C + 2, 61), before = tokens(random, 9 * C, 61);
+  const auto other = tokens(random, C + 3, 61);
+  enum class Act { Logits, Generate, Snapshot, Fork, Restore, Reset, Read };
+  for (const Act act : {Act::Logits, Act::Generate, Act::Snapshot, Act::Fork, Act::Restore,
+                        Act::Reset, Act::Read}) {
+    for (const bool stops : {false, true}) {
+      CAPTURE(static_cast<int>(act));
+      CAPTURE(stops);
+      Reader many(weights, learner, {.read_ahead = 5}), one(weights, learner);
+      const auto run = [&](Reader& session) {
+        std::vector<double> after;
+        session.read(before);
+        const auto early = session.snapshot();
+        std::vector<Reader> kept;
+        std::stop_source stop;
+        Index calls = 0;
+        const auto tick = [&](Index, Index) {
+          if (++calls != 3) return;
+          if (act == Act::Logits) (void)session.logits();
+          if (act == Act::Generate) (void)session.generate(3, Greedy{});
+          if (act == Act::Snapshot || act == Act::Fork) kept.push_back(session.fork());
+          if (act == Act::Snapshot) kept.back().restore(session.snapshot());
+          if (act == Act::Restore) session.restore(early);
+          if (act == Act::Reset) session.reset();
+          if (act == Act::Read) session.read(other);
+          if (stops) stop.request_stop();
+        };
+        session.read(text, {.progress = tick, .stop = stop.get_token()});
+        for (Reader& copy : kept) {
+          const auto nll = copy.read(other).nll;
+          after.insert(after.end(), nll.begin(), nll.end());
+        }
+        const auto nll = session.read(other).nll;
+        after.insert(after.end(), nll.begin(), nll.end());
+        return after;
+      };
+      const auto want = run(one), got = run(many);
+      CHECK(furthest(got, want) <= 1e-10);
+      check_same(many, one, 1e-10);
+    }
+  }
+}
+
+TEST_CASE("read_ahead: no more than a text can have") {
+  using Reader = Session<Weights<FullReader, Cpu>>;
+  const auto weights = tiny_weights<FullReader>(Cpu(1));
+  CHECK(Reader::required_bytes(weights, learner, {.max_tokens = 4 * C, .read_ahead = 1000}) ==
+        Reader::required_bytes(weights, learner, {.max_tokens = 4 * C, .read_ahead = 3}));
+}
+
 TEST_CASE("read_ahead: what it cannot be") {
   const auto weights = tiny_weights(Cpu(1));
   using Reader = Session<Weights<TinyReader, Cpu>>;

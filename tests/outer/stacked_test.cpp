@@ -229,6 +229,16 @@ TEST_CASE(
   CHECK_THROWS_AS(problem.gradient(), NonFiniteError);
   problem.tokens = tokens;
   CHECK(problem.gradient() == want);
+
+  // Both of two groups at a time, of which one failure is told.
+  Problem<Untied, Double, InnerLoop<Sgd>> both(tiny(), learner, 8, 4,
+                                               {.sequences = 2, .stacked = 2});
+  both.parameters = problem.parameters;
+  both.tokens = tokens;
+  both.tokens[9 + 5] = both.tokens[3 * 9 + 5] = 10;
+  CHECK_THROWS_AS(both.gradient(), NonFiniteError);
+  both.tokens = tokens;
+  CHECK(both.gradient() == want);
 }
 
 TEST_CASE("stacked: memory is known beforehand, and what cannot be is refused") {

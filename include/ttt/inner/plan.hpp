@@ -3,6 +3,7 @@
 /// The sizes of a session, found before any of it is allocated.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <type_traits>
@@ -17,9 +18,10 @@ struct SessionOptions {
   Index max_tokens = 0;    // the longest text; needed by models with full attention, else unused
   std::uint64_t seed = 0;  // of generation
 
-  /// Chunks whose lower half, which does not learn, is computed at once where a piece holds that
-  /// many. More make larger products, which fill a GPU, and take memory for so many chunks more in
-  /// every window. Results agree to rounding, and saved states with those of the same value.
+  /// Chunks, at most, whose lower half, which does not learn, is computed at once where a piece
+  /// completes several. More make larger products, which fill a GPU, and take memory for so many
+  /// chunks more in every window. Results agree to rounding; a saved state of a model with a window
+  /// fits sessions of the same value.
   Index read_ahead = 1;
 };
 
@@ -103,6 +105,9 @@ struct SessionPlan {
       detail::fail(
           "session: SessionOptions::read_ahead must be 1 for a learner in closed form, which "
           "changes the lower half from chunk to chunk");
+    }
+    if (!Model::is_windowed) {
+      ahead = std::clamp<Index>((options.max_tokens - 1) / chunk, 1, ahead);
     }
     const Index reach =
         Model::is_windowed ? model.window() - 1 + ahead * chunk : options.max_tokens;

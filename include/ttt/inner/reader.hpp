@@ -90,6 +90,7 @@ class Reader {
     reserve(state);
     state_ = std::move(state);
     next_.reset();
+    pass_.forget();
     fast_.show(weights_, learner_, state_);
   }
 
@@ -132,6 +133,11 @@ class Reader {
     return taken;
   }
 
+  /// Before anybody looks at the state or goes another way, also in the middle of a piece.
+  void settle() {
+    if (pass_.ahead() > 0) finish();
+  }
+
   /// Ends a piece: forgets what was computed ahead of where it ended. A failure to is not told: the
   /// machine has failed, and will say so when it is asked for anything.
   void finish() noexcept {
@@ -168,6 +174,7 @@ class Reader {
   void evaluate(const char* who) {
     const auto pending = static_cast<Index>(state_.pending.size());
     if (pending == 0) fail(std::string(who) + ": read at least one token first");
+    settle();
     if (next_ || state_.evaluated == pending) return;
     const Index first = state_.evaluated;
     const auto next = pass_.next(fast_.tree(), state_.cache.data(),

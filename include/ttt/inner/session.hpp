@@ -27,7 +27,8 @@ namespace ttt::inline TTT_ABI {
 ///
 /// Tokens may come in pieces of any size: chunks lie at fixed positions of the document, each is
 /// scored under what earlier ones taught and then learned from as one block, so after every
-/// completed chunk the state has the same bits whatever the pieces were. Scores of a piece that
+/// completed chunk the state has the same bits whatever the pieces were (to rounding, with
+/// SessionOptions::read_ahead above 1). Scores of a piece that
 /// ends inside a chunk are computed when asked for and agree to rounding.
 ///
 /// All memory is taken by the constructor, except the weights that learn: those are copied from the
@@ -133,13 +134,17 @@ class Session {
   bool frozen() const { return frozen_; }
 
   /// Puts the state aside. Costs a copy of state_bytes().
-  Snapshot snapshot() const { return Snapshot(state().clone(backend())); }
+  Snapshot snapshot() const {
+    reader_->settle();
+    return Snapshot(state().clone(backend()));
+  }
 
   /// Goes back to a snapshot of this session or of another with the same weights and learner.
   void restore(const Snapshot& snapshot) { adopt(snapshot.state_.clone(backend())); }
 
   /// A second session that goes on from here by itself. It shares the weights and nothing else.
   Session fork() const {
+    reader_->settle();
     Session other(weights(), learner(), reader_->options());
     other.adopt(state().clone(backend()));
     other.frozen_ = frozen_;
@@ -150,6 +155,7 @@ class Session {
   /// are, and keys, values and weights from which much of the text can be guessed. Whole or not at
   /// all; throws as io::write_safetensors does.
   void save(const std::string& path) const {
+    reader_->settle();
     detail::save_state(path, backend(), state(), identity());
   }
 
@@ -232,6 +238,7 @@ class Session {
   template <class Element>
   Report read_elements(const Element* tokens, Index size, const ReadOptions<Scalar>& options) {
     check(tokens, size, options);
+    reader_->settle();
     Report report;
     const Counters before = state().counters;
     std::span<Scalar> out = options.nll;

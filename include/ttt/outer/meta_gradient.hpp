@@ -112,6 +112,7 @@ class MetaGradient {
       const Index count = std::min(at_once, groups - first);
       const auto one = [&](Index i) {
         Worker& worker = *workers_[static_cast<std::size_t>(i)];
+        worker.failure = nullptr;  // of a batch before, where another was told
         const Index begin = (first + i) * options_.stacked;
         const Index size = std::min(options_.stacked, batch - begin);
         const auto part = [&](const auto& all, Index each) {
