@@ -47,15 +47,6 @@ struct [[gnu::visibility("hidden")]] Unit {
 };
 extern template struct Unit<>;
 
-/// Work that has been put off.
-class PutOff {
- public:
-  virtual void start() = 0;
-
- protected:
-  ~PutOff() = default;
-};
-
 /// One GPU and one stream on it; memory comes from a pool in the stream's order, so that taking and
 /// giving back waits for nothing.
 class Device {
@@ -105,15 +96,16 @@ class Device {
   void deallocate(void* memory) const {
     {
       const std::lock_guard lock(put_off_mutex_);
-      if (put_off_ != nullptr) put_off_->start();
+      if (start_put_off_ != nullptr) start_put_off_(put_off_);
     }
     static_cast<void>(cudaFreeAsync(memory, stream()));
   }
-  /// Whose work is to be put on the stream before memory is given back, which it may use; null for
-  /// nobody's.
-  void puts_off(PutOff* work) const {
+  /// start(work) is to be called before memory is given back, which the work may use; null: nothing
+  /// is. No virtual function: it would be that of whichever library was loaded first.
+  void puts_off(void* work, void (*start)(void*)) const {
     const std::lock_guard lock(put_off_mutex_);
     put_off_ = work;
+    start_put_off_ = start;
   }
 
   template <class T>
@@ -215,7 +207,8 @@ class Device {
   double* partial_sums_ = nullptr;
   double* sum_ = nullptr;
   mutable std::mutex sum_mutex_, scratch_mutex_, put_off_mutex_;
-  mutable PutOff* put_off_ = nullptr;
+  mutable void* put_off_ = nullptr;
+  mutable void (*start_put_off_)(void*) = nullptr;
   mutable void* scratch_ = nullptr;
   mutable std::size_t scratch_size_ = 0;
 };

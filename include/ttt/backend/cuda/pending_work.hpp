@@ -18,17 +18,17 @@ namespace cuda::detail {
 /// with a norm of that: one kernel, or two where rows are many, of which each would wait for the
 /// one before. So a product of few rows and a sum are put on the stream when the next thing is:
 /// with it, or before it where it is something else. The bits are the same.
-class PendingWork final : public PutOff {
+class PendingWork {
  public:
   /// Without `wait`, everything is put on the stream at once: a caller who has the stream may put
   /// kernels of his own behind it.
   PendingWork(std::shared_ptr<const Device> device, bool wait)
       : device_(std::move(device)), wait_(wait) {
-    device_->puts_off(this);
+    device_->puts_off(this, start_);
   }
   ~PendingWork() {
-    device_->puts_off(nullptr);
-    start();
+    start_(this);
+    device_->puts_off(nullptr, nullptr);
   }
   PendingWork(const PendingWork&) = delete;
   PendingWork& operator=(const PendingWork&) = delete;
@@ -76,7 +76,7 @@ class PendingWork final : public PutOff {
   }
 
   /// Something else is put on the stream, or somebody waits for it.
-  void start() override {
+  void start() {
     const std::lock_guard lock(mutex_);
     start_all();
   }
@@ -119,6 +119,8 @@ class PendingWork final : public PutOff {
   std::shared_ptr<const Device> device_;
   std::mutex mutex_;
   bool wait_;
+  // Of this library, also where another's destructor is called.
+  void (*start_)(void*) = [](void* work) { static_cast<PendingWork*>(work)->start(); };
   std::optional<FewRows<float>> product_;
   std::optional<ResidualSum<float>> sum_;  // of the product, where that waits too
 };

@@ -61,7 +61,7 @@ class Graph {
 /// Runs a step that is the same for every token but for the token and its position. Hundreds of
 /// small kernels cost the host more than the GPU, so the second step from the same memory is
 /// recorded as a graph, on a backend of its own that keeps positions in the GPU's memory, and from
-/// then on that is put on the stream.
+/// then on that is put on the stream. Where that is not possible, steps are taken as they come.
 template <class B>
 class Steps {
   using Launch = detail::Launch<typename B::Scalar>;
@@ -75,8 +75,7 @@ class Steps {
 
   /// Writes the token to `to`, then does what step(backend) puts on its stream. The step must be
   /// the same whenever `memory`, all addresses that it uses and that may change, is, but for the
-  /// token, and for `position` where it hands that to a primitive. Throws what the step throws, and
-  /// Error.
+  /// token, and for `position` where it hands that to a primitive. Throws what the step throws.
   template <class Step>
   void operator()(std::span<const void* const> memory, Token token, Token* to, Index position,
                   const Step& step) {
@@ -94,15 +93,17 @@ class Steps {
     graph_->start(backend_.next());
   }
 
+  bool has_graph() const { return graph_.has_value(); }
+
  private:
   template <class Step>
   void record(Token token, Token* to, Index position, const Step& step) {
-    if (place_.size() == 0) place_ = backend_.template allocate<Index>(1);
-    if (!recorder_) recorder_.reset(new B(backend_, position, place_.data()));
-    recorder_->recorded_ = position;
-    const cudaStream_t stream = recorder_->next();
-    backend_.synchronize();
     try {
+      if (place_.size() == 0) place_ = backend_.template allocate<Index>(1);
+      if (!recorder_) recorder_.reset(new B(backend_, position, place_.data()));
+      recorder_->recorded_ = position;
+      const cudaStream_t stream = recorder_->next();
+      backend_.synchronize();
       // Run once before it is recorded: what the recorder needs beside, it takes then.
       Launch::begin_step(stream, token, to, position, place_.data());
       step(*recorder_);
@@ -111,9 +112,11 @@ class Steps {
         step(*recorder_);
         static_cast<void>(recorder_->next());  // what waits is part of the step
       });
-    } catch (const detail::NoGraph&) {
-      recorder_->synchronize();
+    } catch (const Error&) {  // no graph of such a step, or no room for one
       possible_ = false;
+      graph_.reset();
+      if (recorder_) recorder_->synchronize();  // throws if the GPU is lost
+      recorder_.reset();
     }
   }
 

@@ -57,9 +57,7 @@ class TensorCores {
   /// Without `remember`, every product rounds anew: a caller who has the stream may put kernels of
   /// his own between them.
   TensorCores(const std::shared_ptr<const Device>& device, bool remember)
-      : device_(device), remember_(remember) {
-    check(cublasLtCreate(handle_.place()), "no handle");
-  }
+      : device_(device), remember_(remember) {}
 
   /// Something else than a product is put on the stream.
   void forget() {
@@ -189,6 +187,7 @@ class TensorCores {
                          b.stride, c.stride, alignments[0], alignments[1], alignments[2]};
     const auto found = plans_.find(shape);
     if (found != plans_.end()) return *found->second;
+    if (handle_.get() == nullptr) check(cublasLtCreate(handle_.place()), "no handle");
     auto plan = std::make_unique<Plan>();
     check(cublasLtMatmulDescCreate(plan->product.place(), CUBLAS_COMPUTE_32F, CUDA_R_32F),
           "a product's description");

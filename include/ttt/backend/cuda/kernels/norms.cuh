@@ -23,6 +23,17 @@ __device__ T norm_pull(T dot, T inverse, Index size) {
   return narrow<T>(inv * inv * inv * widen(dot) / Wide<T>(static_cast<double>(size)));
 }
 
+/// h + x * inverse * scale, in float with every operation rounded: kernels that are to agree to the
+/// bit must not leave it to the compiler which of them it fuses.
+template <class T>
+__device__ T add_scaled(T h, T x, T inverse, T scale) {
+  if constexpr (std::is_same_v<T, float>) {
+    return __fadd_rn(h, __fmul_rn(__fmul_rn(x, inverse), scale));
+  } else {
+    return h + x * inverse * scale;
+  }
+}
+
 /// y = [h +] x * inverse * scale; a block a row.
 template <class T, int N, class S = ScalarOf<T>>
 __global__ void rms_norm_kernel(Operand<S> x, Norm<S> norm, Operand<S> h, View<S> y,
@@ -42,7 +53,7 @@ __global__ void rms_norm_kernel(Operand<S> x, Norm<S> norm, Operand<S> h, View<S
     auto out = load_pack<T, N>(h, t, j);
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      out.at[n] = out.at[n] + v.at[n] * inv * T(scale_at(norm, j + n));
+      out.at[n] = add_scaled(out.at[n], v.at[n], inv, T(scale_at(norm, j + n)));
     }
     put_pack(y, t, j, out);
     put_rounded(rounded, t, j, out);
@@ -121,7 +132,7 @@ __device__ void sum_and_norm(const ResidualSum<S>& sum, const Norm<S>& norm, con
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       S& out = h[i].at[n];
-      out = sum.has_norm ? out + x[i].at[n] * inv * scale[i].at[n] : out + x[i].at[n];
+      out = sum.has_norm ? add_scaled(out, x[i].at[n], inv, scale[i].at[n]) : out + x[i].at[n];
       squares = squares + out * out;
     }
     put_pack(sum.out, t, j, h[i]);
@@ -134,7 +145,9 @@ __device__ void sum_and_norm(const ResidualSum<S>& sum, const Norm<S>& norm, con
     if (j >= width) break;
     Pack<S, N> out;
 #pragma unroll
-    for (int n = 0; n < N; ++n) out.at[n] = S(0) + h[i].at[n] * inv * next_scale[i].at[n];
+    for (int n = 0; n < N; ++n) {
+      out.at[n] = add_scaled(S(0), h[i].at[n], inv, next_scale[i].at[n]);
+    }
     put_pack(y, t, j, out);
     put_rounded(rounded, t, j, out);
   }
