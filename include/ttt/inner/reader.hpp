@@ -95,7 +95,7 @@ class Reader {
   }
 
   /// Consumes tokens up to the end of the chunk that is filling; returns how many. Nothing has
-  /// changed if it throws. The `left` tokens are what the next calls will be given, until finish().
+  /// changed if it throws. The `left` tokens are what the next calls will be given, until settle().
   template <class Element>
   Index advance(const Element* tokens, Index left, const std::uint8_t* counts, bool frozen,
                 Scalar* out, ReadReport<Scalar>& report) {
@@ -133,14 +133,11 @@ class Reader {
     return taken;
   }
 
-  /// Before anybody looks at the state or goes another way, also in the middle of a piece.
-  void settle() {
-    if (pass_.ahead() > 0) finish();
-  }
-
-  /// Ends a piece: forgets what was computed ahead of where it ended. A failure to is not told: the
-  /// machine has failed, and will say so when it is asked for anything.
-  void finish() noexcept {
+  /// Forgets what was computed ahead: at the end of a piece, and in the middle of one before
+  /// anybody looks at the state or goes another way. A failure to is not told: the machine has
+  /// failed, and will say so when it is asked for anything.
+  void settle() noexcept {
+    if (pass_.ahead() == 0) return;
     try {
       if (pass_.ahead() > state_.boundary()) forget_keys();
     } catch (...) {
@@ -228,19 +225,19 @@ class Reader {
         pass_.closed_form(fast_.tree(), fast_.gradients(), state_.cache.data(), block_, position,
                           nll_);
       } else if (learn) {
+        const Scalar weight = Scalar(1) / static_cast<Scalar>(counted);
+        for (std::size_t i = 0; i < loss_weights_.size(); ++i) {
+          loss_weights_[i] = (marks_[i + 1] & State::Counted) != 0 ? weight : Scalar(0);
+        }
         pass_.gradient(fast_.tree(), fast_.gradients(), state_.cache.data(), block_, position,
                        loss_weights_, nll_);
       } else {
         pass_.score(fast_.tree(), state_.cache.data(), block_, position, nll_);
       }
     };
-    const Scalar weight = Scalar(1) / static_cast<Scalar>(std::max<Index>(1, counted));
-    for (std::size_t i = 0; i < loss_weights_.size(); ++i) {
-      loss_weights_[i] = (marks_[i + 1] & State::Counted) != 0 ? weight : Scalar(0);
-    }
     run();
     if (pass_.ahead() > position + chunk && !all_finite(nll_)) {
-      finish();  // a later chunk's keys may be to blame: zero times one is not zero
+      settle();  // a later chunk's keys may be to blame: zero times one is not zero
       run();
     }
     check_finite(nll_, position);

@@ -28,8 +28,8 @@ namespace ttt::inline TTT_ABI {
 /// Tokens may come in pieces of any size: chunks lie at fixed positions of the document, each is
 /// scored under what earlier ones taught and then learned from as one block, so after every
 /// completed chunk the state has the same bits whatever the pieces were (to rounding, with
-/// SessionOptions::read_ahead above 1). Scores of a piece that
-/// ends inside a chunk are computed when asked for and agree to rounding.
+/// SessionOptions::read_ahead above 1). Scores of a piece that ends inside a chunk are computed
+/// when asked for and agree to rounding.
 ///
 /// All memory is taken by the constructor, except the weights that learn: those are copied from the
 /// model when the first chunk completes. Arguments are checked before anything changes.
@@ -248,7 +248,7 @@ class Session {
     }
     struct Piece {
       detail::Reader<WeightsType, LearnerType>& reader;
-      ~Piece() { reader.finish(); }
+      ~Piece() { reader.settle(); }
     } const piece{*reader_};
     try {
       while (report.tokens < size && !options.stop.stop_requested()) {

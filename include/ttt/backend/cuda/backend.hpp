@@ -375,8 +375,9 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
     base_ = base;
   }
   detail::Place place(Index position) const { return {position - recorded_, base_}; }
+  /// For what has a place in the document that a graph cannot change.
   void check_records_nothing() const {
-    if (base_ != nullptr) ttt::detail::fail<detail::NoGraph>("CUDA: no graph of such a step");
+    if (base_ != nullptr) ttt::detail::fail<Error>("CUDA: no graph of such a step");
   }
 
   Backend(std::shared_ptr<const detail::Device> device, bool own_stream)

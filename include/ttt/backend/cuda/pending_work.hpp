@@ -14,6 +14,15 @@
 namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 
+template <class S>
+void start_sum(cudaStream_t stream, const ResidualSum<S>& sum) {
+  if (sum.has_norm) {
+    Launch<S>::rms_norm(stream, false, {sum.x, {}}, sum.norm, {sum.h, {}}, sum.out, sum.inverse);
+  } else {
+    Launch<S>::add(stream, sum.h, sum.x, sum.out);
+  }
+}
+
 /// A sub-layer ends with a product and its sum with the residual stream, and the next one begins
 /// with a norm of that: one kernel, or two where rows are many, of which each would wait for the
 /// one before. So a product of few rows and a sum are put on the stream when the next thing is:
@@ -95,14 +104,7 @@ class PendingWork {
   void start_all() {
     start_product();
     if (!sum_) return;
-    const ResidualSum<float> sum = *std::exchange(sum_, {});
-    const cudaStream_t stream = device_->stream();
-    if (sum.has_norm) {
-      Launch<float>::rms_norm(stream, false, {sum.x, {}}, sum.norm, {sum.h, {}}, sum.out,
-                              sum.inverse);
-    } else {
-      Launch<float>::add(stream, sum.h, sum.x, sum.out);
-    }
+    start_sum(device_->stream(), *std::exchange(sum_, {}));
   }
 
   static bool same(const View<const float>& a, const View<float>& b) {

@@ -108,10 +108,8 @@ class Queue {
     if constexpr (fast) {
       tensor_cores_->forget();
       pending_->add(sum);
-    } else if (sum.has_norm) {
-      Launch<S>::rms_norm(next(), false, {sum.x, {}}, sum.norm, {sum.h, {}}, sum.out, sum.inverse);
     } else {
-      Launch<S>::add(next(), sum.h, sum.x, sum.out);
+      start_sum(next(), sum);
     }
   }
   /// y = rms_norm(x), of that sum or of anything else.

@@ -19,12 +19,6 @@ namespace cuda {
 
 namespace detail {
 
-/// A step holds something whose place in the document a graph cannot change.
-class NoGraph : public Error {
- public:
-  using Error::Error;
-};
-
 /// A graph that can be put on a stream.
 class Graph {
  public:
