@@ -285,10 +285,12 @@ void meta_gradient(benchmark::State& state, const Preset<Model>& preset, Index l
   MetaGradient meta(weights.model(), gpu, Learner{.chunk = chunk}, length, options);
   auto gradient = gpu.template allocate<float>(meta.size());
   const std::vector<Token> text = tokens(batch * (length + 1), preset.config.vocabulary);
-  for (auto _ : state) {
+  const auto run = [&] {
     meta(weights.parameters(), text, {}, gradient.data());
     gpu.synchronize();
-  }
+  };
+  run();
+  for (auto _ : state) run();
   per_second(state, "tokens/s", static_cast<double>(batch * length));
   flops(state, static_cast<double>(batch) * bench::training_flops(weights.config(), length, chunk));
   peak(state, gpu);

@@ -368,9 +368,10 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
  private:
   friend cuda::Steps<Backend>;
 
-  /// On a stream of its own, for graphs: what is at `position` now will be at *base.
+  /// On a stream of its own, for graphs: what is at `position` now will be at *base. Nothing writes
+  /// weights there.
   Backend(const Backend& other, Index position, const Index* base)
-      : Backend(std::make_shared<const detail::Device>(other.device_->index()), true) {
+      : Backend(std::make_shared<const detail::Device>(other.device_->index(), true), true) {
     recorded_ = position;
     base_ = base;
   }

@@ -14,6 +14,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <ttt/backend/cuda/stream.hpp>
 #include <ttt/core/error.hpp>
 #include <ttt/fwd.hpp>
 
@@ -53,7 +54,9 @@ class Device {
  public:
   /// Makes a stream of its own. Throws Error when there is no such GPU, or none that this program
   /// has kernels for.
-  explicit Device(int index) : Device(index, nullptr, true) {}
+  explicit Device(int index, bool overlaps = false) : Device(index, nullptr, true) {
+    overlaps_ = overlaps;
+  }
   /// Uses a stream of the caller's.
   Device(int index, cudaStream_t stream) : Device(index, stream, false) {}
   ~Device() { close(); }
@@ -63,9 +66,9 @@ class Device {
   int index() const { return index_; }
 
   /// The stream, with the calling thread turned to this GPU.
-  cudaStream_t stream() const {
+  Stream stream() const {
     static_cast<void>(cudaSetDevice(index_));
-    return stream_;
+    return {stream_, overlaps_};
   }
 
   /// Waits until everything is done; throws Error when something failed, be it the start of a
@@ -201,7 +204,7 @@ class Device {
 
   int index_;
   cudaStream_t stream_;
-  bool owns_stream_ = false;
+  bool owns_stream_ = false, overlaps_ = false;
   cudaMemPool_t pool_ = nullptr;
   unsigned* counters_ = nullptr;
   double* partial_sums_ = nullptr;

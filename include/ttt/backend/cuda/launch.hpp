@@ -4,9 +4,8 @@
 /// any host compiler, defined in kernels/*.cuh for nvcc, instantiated in one unit.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <ttt/backend/concepts.hpp>
+#include <ttt/backend/cuda/stream.hpp>
 #include <ttt/core/view.hpp>
 
 namespace ttt::inline TTT_ABI {
@@ -73,8 +72,6 @@ struct Place {
 /// instantiated twice.
 template <class S>
 struct [[gnu::visibility("hidden")]] Launch {
-  using Stream = cudaStream_t;
-
   /// c (+)= a · b of shapes (m, k) and (k, n).
   static void matmul(Stream, View<const S> a, bool a_transposed, Weight<S> b, View<S> c, Write);
   static void round(Stream, View<const S> from, View<bfloat16> to);

@@ -65,7 +65,7 @@ class PendingWork {
   void norm(View<const float> x, Norm<float> norm, View<float> y, View<float> inverse,
             View<bfloat16> rounded) {
     const std::lock_guard lock(mutex_);
-    const cudaStream_t stream = device_->stream();
+    const Stream stream = device_->stream();
     const bool behind_sum = sum_ && same(x, sum_->out) && !is_operand(y) && !is_operand(inverse);
     if (behind_sum && product_ && !is_input(sum_->out) && !is_input(sum_->inverse) &&
         !is_input(y) && !is_input(inverse) &&

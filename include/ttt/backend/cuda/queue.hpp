@@ -42,7 +42,7 @@ class Queue {
   }
 
   /// The stream, for anything but a product.
-  cudaStream_t next() const {
+  Stream next() const {
     start_pending();
     if constexpr (fast) tensor_cores_->forget();
     return device_->stream();

@@ -2,7 +2,8 @@
 /// \file
 /// Attention of a few queries, as decoding asks: the window's keys and values are read once, 4 ·
 /// head_dim bytes a key and head, and nothing else counts. A head's keys are split among blocks;
-/// what each made of its part is put together in order by the last of them.
+/// what each made of its part is put together in order by the last of them. Keys of earlier steps
+/// are asked for before the query is there (overlap.cuh).
 #pragma once
 
 #include <ttt/backend/cuda/kernels/matvec.cuh>
@@ -75,6 +76,7 @@ __global__ void __launch_bounds__(decode_threads)
     attention_decode_kernel(View<const float> q, Cache<const bfloat16> keys,
                             Cache<const bfloat16> values, AttentionShape shape, Place place,
                             float* partial, unsigned* counters, View<float> o, View<float> lse) {
+  let_next_begin();
   constexpr int at_once = 32 / lanes, ahead = 4;
   __shared__ float warp_out[decode_warps][most_head_dim];
   __shared__ Partial warp_part[decode_warps];
@@ -86,7 +88,29 @@ __global__ void __launch_bounds__(decode_threads)
   const Index seen = shape.first_key(p);
   const Index begin = seen + static_cast<Index>(blockIdx.x) * decode_keys;
   const Index end = begin + decode_keys <= p ? begin + decode_keys : p + 1;
+  const Index start = static_cast<Index>(static_cast<std::uint64_t>(begin) %
+                                         static_cast<std::uint64_t>(keys.slots));
+  const auto offset_of = [&](Index i) {
+    const Index slot = start + i < keys.slots ? start + i : start + i - keys.slots;
+    return (key_head * keys.slots + slot) * d;
+  };
 
+  Eight<bfloat16> key[ahead], value[ahead];
+  const auto ask = [&](int n, Index i) {
+    const Index offset = offset_of(i) + channel, count = begin + i < end && has_channels ? 8 : 0;
+    key[n] = load_eight<true>(keys.data + offset, count);
+    value[n] = load_eight<true>(values.data + offset, count);
+  };
+  constexpr Index step = decode_warps * at_once * ahead;
+  const Index first = warp * at_once * ahead + lane / lanes;
+  const auto ask_first = [&] {
+#pragma unroll
+    for (int n = 0; n < ahead; ++n) ask(n, first + n * at_once);
+  };
+  const bool are_there = end <= place.now();  // not of this step: it stores the queries' own
+  if (are_there) ask_first();
+  wait_for_previous();
+  if (!are_there) ask_first();
   float query[8] = {};
   const float scale = rsqrtf(static_cast<float>(d));
   if (has_channels) {
@@ -95,34 +119,30 @@ __global__ void __launch_bounds__(decode_threads)
   }
   Partial part = {-INFINITY, 0};
   float out[8] = {};
-  const Index start = begin % keys.slots;
-  for (Index j0 = warp * at_once * ahead; begin + j0 < end; j0 += decode_warps * at_once * ahead) {
-    Eight<bfloat16> key[ahead] = {}, value[ahead] = {};
-    bool there[ahead];
+  for (Index j0 = first; begin + j0 - lane / lanes < end; j0 += step) {
+    float score[ahead], eight[8], now = part.most;
 #pragma unroll
     for (int n = 0; n < ahead; ++n) {
-      const Index i = j0 + n * at_once + lane / lanes;
-      there[n] = begin + i < end;
-      if (!there[n] || !has_channels) continue;
-      const Index slot = start + i < keys.slots ? start + i : start + i - keys.slots;
-      const Index offset = (key_head * keys.slots + slot) * d + channel;
-      key[n] = load_eight<true>(keys.data + offset, 8);
-      value[n] = load_eight<true>(values.data + offset, 8);
-    }
-#pragma unroll
-    for (int n = 0; n < ahead; ++n) {
-      float eight[8], score = 0;
+      score[n] = 0;
       key[n].widen(eight);
 #pragma unroll
-      for (int c = 0; c < 8; ++c) score += query[c] * eight[c];
-      score = lanes_sum(score, lanes);
-      if (!there[n]) continue;
-      const float now = fmaxf(part.most, score);
-      const float shrink = shrink_to(part.most, now), power = exp2f((score - now) * log2_e);
+      for (int c = 0; c < 8; ++c) score[n] += query[c] * eight[c];
+      score[n] = lanes_sum(score[n], lanes);
+      if (begin + j0 + n * at_once >= end) score[n] = -INFINITY;
+      now = fmaxf(now, score[n]);
+    }
+    const float shrink = shrink_to(part.most, now);
+    part = {now, part.sum * shrink};
+#pragma unroll
+    for (int c = 0; c < 8; ++c) out[c] *= shrink;
+#pragma unroll
+    for (int n = 0; n < ahead; ++n) {
+      const float power = shrink_to(score[n], now);
+      part.sum += power;
       value[n].widen(eight);
 #pragma unroll
-      for (int c = 0; c < 8; ++c) out[c] = out[c] * shrink + power * eight[c];
-      part = {now, part.sum * shrink + power};
+      for (int c = 0; c < 8; ++c) out[c] += power * eight[c];
+      ask(n, j0 + step + n * at_once);
     }
   }
 #pragma unroll
@@ -181,8 +201,8 @@ bool Launch<S>::attention_decode(Stream stream, View<const S> q, Cache<const bfl
     const auto kernel =
         shape.head_dim <= 64 ? attention_decode_kernel<8> : attention_decode_kernel<16>;
     float* const partial = static_cast<float*>(scratch);
-    kernel<<<blocks, decode_threads, 0, stream>>>(q, keys, values, shape, place, partial, counters,
-                                                  o, lse);
+    start(stream, kernel, blocks, decode_threads, q, keys, values, shape, place, partial, counters,
+          o, lse);
     return true;
   }
   return false;

@@ -5,7 +5,7 @@
 
 #include <limits>
 
-#include <ttt/backend/cuda/kernels/number.cuh>
+#include <ttt/backend/cuda/kernels/overlap.cuh>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
@@ -65,6 +65,8 @@ constexpr int nowhere = std::numeric_limits<int>::max();
 template <class S, int N>
 __global__ void __launch_bounds__(next_threads)
     next_token_part_kernel(View<const S> logits, Index each, NextPart<S>* parts) {
+  let_next_begin();
+  wait_for_previous();
   const Index t = blockIdx.y, begin = each * blockIdx.x, step = N * static_cast<Index>(blockDim.x);
   const Index end = begin + each < logits.cols ? begin + each : logits.cols;
   const Operand<S> z{logits, {}};
@@ -94,6 +96,7 @@ template <class S>
 __global__ void __launch_bounds__(next_parts)
     next_token_kernel(const NextPart<S>* parts, Index count, View<S> out, Token* likeliest) {
   using std::exp, std::log;
+  wait_for_previous();
   const Index t = blockIdx.x, i = static_cast<Index>(threadIdx.x) < count ? threadIdx.x : 0;
   const NextPart<S> part = parts[t * count + i];
   const S most = block_max(part.most);
@@ -123,8 +126,9 @@ void Launch<S>::next_token(Stream stream, View<const S> logits, View<S> out, Tok
   NextPart<S>* const part = static_cast<NextPart<S>*>(scratch);
   const auto kernel =
       in_packs(logits) ? next_token_part_kernel<S, pack> : next_token_part_kernel<S, 1>;
-  kernel<<<dim3(grid(parts), grid(logits.rows)), next_threads, 0, stream>>>(logits, each, part);
-  next_token_kernel<S><<<grid(logits.rows), next_parts, 0, stream>>>(part, parts, out, likeliest);
+  start(stream, kernel, dim3(grid(parts), grid(logits.rows)), next_threads, logits, each, part);
+  start(stream, next_token_kernel<S>, dim3(grid(logits.rows)), next_parts, part, parts, out,
+        likeliest);
 }
 
 template <class S>

@@ -5,12 +5,13 @@
 ///
 /// A weight of bfloat16s is 2 · in · out bytes: three of 768 x 768 are 3.5 MB, two of 768 x 1664
 /// 5.1 MB, which 4.3 TB/s bring in 0.8 and 1.2 us. Less than a start of a kernel takes, so what
-/// counts at that size is that every SM has a share of them and asks for all of it at once. x, 4 ·
-/// in bytes, is read by every block, from the cache.
+/// counts at that size is that every SM has a share of them and asks for all of it at once, and
+/// before x is there: overlap.cuh. x, 4 · in bytes, is read by every block, from the cache.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/last_block.cuh>
 #include <ttt/backend/cuda/kernels/norms.cuh>
+#include <ttt/backend/cuda/kernels/overlap.cuh>
 #include <ttt/backend/cuda/kernels/tensor_cores.cuh>
 
 namespace ttt::inline TTT_ABI {
@@ -58,8 +59,8 @@ __device__ Eight<Element> load_eight(const Element* at, Index count) {
   return out;
 }
 
-/// Two blocks an SM leave room for all the loads that are written here before their use. Unless it
-/// is told so, the compiler saves registers and waits for one load after the other.
+/// Two blocks an SM leave room for all the loads that are in flight here. Unless it is told so, the
+/// compiler saves registers and waits for one load after the other.
 constexpr int matvec_threads = 256, matvec_warps = matvec_threads / 32, matvec_blocks = 2;
 
 /// Weights stored [in, out]: a block makes some columns. Threads side by side have eight each; the
@@ -69,7 +70,7 @@ struct StoredInOut {
   static constexpr int each = columns;  // of a block
 
   /// Whether this thread has a column, its place from `first` on, and for every weight the sum of
-  /// x[k] · w(k, column).
+  /// x[k] · w(k, column). Asks for weights, then waits for x.
   template <int count, class Element>
   static __device__ bool sums(const float* x, const View<const Element> (&w)[count], Index first,
                               Index& col, float (&total)[count]) {
@@ -79,20 +80,23 @@ struct StoredInOut {
     const int thread = static_cast<int>(threadIdx.x), line = thread / across;
     const int mine = 8 * (thread % across);
     const Index depth = w[0].rows, left = w[0].cols - first - mine;
+    Eight<Element> weights[ahead][count];
+    float factors[ahead];
+    const auto ask = [&](int n, Index k) {
+#pragma unroll
+      for (int i = 0; i < count; ++i) {
+        weights[n][i] = load_eight<is_aligned>(w[i].data + k * w[i].stride + first + mine,
+                                               k < depth ? left : 0);
+      }
+    };
+    const auto ask_x = [&](int n, Index k) { factors[n] = k < depth ? x[k] : 0.0f; };
+#pragma unroll
+    for (int n = 0; n < ahead; ++n) ask(n, n * lines + line);
+    wait_for_previous();
+#pragma unroll
+    for (int n = 0; n < ahead; ++n) ask_x(n, n * lines + line);
     float sum[count][8] = {};
     for (Index k0 = 0; k0 < depth; k0 += ahead * lines) {
-      Eight<Element> weights[ahead][count];
-      float factors[ahead];
-#pragma unroll
-      for (int n = 0; n < ahead; ++n) {
-        const Index k = k0 + n * lines + line;
-#pragma unroll
-        for (int i = 0; i < count; ++i) {
-          weights[n][i] = load_eight<is_aligned>(w[i].data + k * w[i].stride + first + mine,
-                                                 k < depth ? left : 0);
-        }
-        factors[n] = k < depth ? x[k] : 0.0f;
-      }
 #pragma unroll
       for (int n = 0; n < ahead; ++n) {
 #pragma unroll
@@ -102,6 +106,8 @@ struct StoredInOut {
 #pragma unroll
           for (int j = 0; j < 8; ++j) sum[i][j] += factors[n] * eight[j];
         }
+        ask(n, k0 + (ahead + n) * lines + line);
+        ask_x(n, k0 + (ahead + n) * lines + line);
       }
     }
 #pragma unroll
@@ -136,28 +142,28 @@ struct StoredOutIn {
   template <int count, class Element>
   static __device__ bool sums(const float* x, const View<const Element> (&w)[count], Index first,
                               Index& col, float (&total)[count]) {
-    constexpr int ahead = sizeof(Element) > 2 ? 2 : 4;
+    constexpr int ahead = sizeof(Element) > 2 ? 2 : count > 1 ? 4 : 8;
     const Index lane = threadIdx.x % 32, depth = w[0].cols;
     col = first + threadIdx.x / 32;
-    if (col >= w[0].rows) return false;
+    const Index left = col < w[0].rows ? depth : 0;
+    Eight<Element> weights[ahead][count];
+    const auto ask = [&](int n, Index k) {
+#pragma unroll
+      for (int i = 0; i < count; ++i) {
+        weights[n][i] = load_eight<is_aligned>(w[i].row(col) + k, left - k);
+      }
+    };
+#pragma unroll
+    for (int n = 0; n < ahead; ++n) ask(n, n * 256 + 8 * lane);
+    wait_for_previous();
 #pragma unroll
     for (int i = 0; i < count; ++i) total[i] = 0;
-    for (Index k0 = 0; k0 < depth; k0 += ahead * 256) {
-      Eight<Element> weights[ahead][count];
-      Eight<float> factors[ahead];
+    for (Index k0 = 0; k0 < left; k0 += ahead * 256) {
 #pragma unroll
       for (int n = 0; n < ahead; ++n) {
         const Index k = k0 + n * 256 + 8 * lane;
-#pragma unroll
-        for (int i = 0; i < count; ++i) {
-          weights[n][i] = load_eight<is_aligned>(w[i].row(col) + k, depth - k);
-        }
-        factors[n] = load_eight<is_aligned>(x + k, depth - k);
-      }
-#pragma unroll
-      for (int n = 0; n < ahead; ++n) {
         float ours[8];
-        factors[n].widen(ours);
+        load_eight<is_aligned>(x + k, depth - k).widen(ours);
 #pragma unroll
         for (int i = 0; i < count; ++i) {
           float eight[8];
@@ -165,11 +171,12 @@ struct StoredOutIn {
 #pragma unroll
           for (int j = 0; j < 8; ++j) total[i] += ours[j] * eight[j];
         }
+        ask(n, k + ahead * 256);
       }
     }
 #pragma unroll
     for (int i = 0; i < count; ++i) total[i] = lanes_sum(total[i]);
-    return lane == 0;
+    return lane == 0 && col < w[0].rows;
   }
 };
 
@@ -186,6 +193,7 @@ struct Products {
 template <class Element, class Stored>
 __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
     matvec_kernel(View<const float> x, Products<Element> all, bool add) {
+  let_next_begin();
   const int which = blockIdx.x < all.first[1] ? 0 : blockIdx.x < all.first[2] ? 1 : 2;
   const View<const Element> w[] = {all.w[which]};
   const Index row = blockIdx.y, block = blockIdx.x - all.first[which];
@@ -200,6 +208,7 @@ constexpr int together = 4;
 template <class Element>
 __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
     matvec_many_kernel(View<const float> x, View<const Element> w, View<float> y, bool add) {
+  let_next_begin();
   const auto every_fourth = [&](int i) {
     return View<const Element>(w.row(i), w.rows / together, w.cols, together * w.stride);
   };
@@ -220,6 +229,7 @@ __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
                       ResidualSum<float> sum, Norm<float> norm, View<float> y, View<float> inverse,
                       unsigned* counters) {
   static_assert(matvec_threads == row_threads);
+  let_next_begin();
   const View<const Element> w[] = {stored};
   const Index row = blockIdx.y;
   Index col;
@@ -243,6 +253,7 @@ struct Gate {
 template <class Element, class Stored>
 __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
     gated_kernel(View<const float> x, Gate<Element> g) {
+  let_next_begin();
   const View<const Element> w[] = {g.w1, g.w3};
   const Index row = blockIdx.y;
   Index col;
@@ -275,14 +286,14 @@ void with_storage(const View<const float>& x, const Weight<float>* w, int count,
 }
 
 /// matvec_many_kernel, where it keeps every SM busy.
-inline bool start_matvec_many(cudaStream_t stream, const View<const float>& x,
+inline bool start_matvec_many(const Stream& stream, const View<const float>& x,
                               const Weight<float>& w, const View<float>& y, bool add) {
   constexpr Index each = together * matvec_warps, many = 512;  // columns of a block, blocks
   if (!w.transposed || w.cols % together != 0 || w.cols < each * many) return false;
   return w.visit([&]<class Element>(View<const Element> stored) {
     if (!in_sixteens(x) || !in_sixteens(stored) || stored.cols % 8 != 0) return false;
     const dim3 blocks(grid(blocks_for(w.cols, each)), grid(x.rows));
-    matvec_many_kernel<Element><<<blocks, matvec_threads, 0, stream>>>(x, stored, y, add);
+    start(stream, matvec_many_kernel<Element>, blocks, matvec_threads, x, stored, y, add);
     return true;
   });
 }
@@ -291,7 +302,7 @@ inline bool lie_alike(const Weight<float>& a, const Weight<float>& b) {
   return a.transposed == b.transposed && a.narrow == b.narrow && a.rows == b.rows;
 }
 
-inline void start_matvec(cudaStream_t stream, const View<const float>& x, const Weight<float>* w,
+inline void start_matvec(const Stream& stream, const View<const float>& x, const Weight<float>* w,
                          const View<float>* y, int count, bool add) {
   with_storage(x, w, count, [&]<class Stored>(Stored) {
     w->visit([&]<class Element>(View<const Element>) {
@@ -304,8 +315,8 @@ inline void start_matvec(cudaStream_t stream, const View<const float>& x, const 
         all.y[i] = y[i];
         blocks += blocks_for(y[i].cols, Stored::each);
       }
-      matvec_kernel<Element, Stored>
-          <<<dim3(grid(blocks), grid(x.rows)), matvec_threads, 0, stream>>>(x, all, add);
+      start(stream, matvec_kernel<Element, Stored>, dim3(grid(blocks), grid(x.rows)),
+            matvec_threads, x, all, add);
     });
   });
 }
@@ -345,8 +356,8 @@ bool Launch<S>::product_sum_and_norm(Stream stream, const FewRows<S>& product,
     with_storage(x, &w, 1, [&]<class Stored>(Stored) {
       w.visit([&]<class Element>(View<const Element> stored) {
         const dim3 blocks(grid(blocks_for(w.cols, Stored::each)), grid(x.rows));
-        matvec_sum_kernel<Element, Stored><<<blocks, matvec_threads, 0, stream>>>(
-            x, stored, result, sum, norm, y, inverse, counters);
+        start(stream, matvec_sum_kernel<Element, Stored>, blocks, matvec_threads, x, stored, result,
+              sum, norm, y, inverse, counters);
       });
     });
     return true;
@@ -363,8 +374,8 @@ bool Launch<S>::gated(Stream stream, View<const S> x, Weight<S> w1, Weight<S> w3
     with_storage(x, both, 2, [&]<class Stored>(Stored) {
       w1.visit([&]<class Element>(View<const Element> stored) {
         const dim3 blocks(grid(blocks_for(w1.cols, Stored::each)), grid(x.rows));
-        gated_kernel<Element, Stored><<<blocks, matvec_threads, 0, stream>>>(
-            x, {stored, w3.template stored<Element>(), gate, up, out});
+        start(stream, gated_kernel<Element, Stored>, blocks, matvec_threads, x,
+              Gate<Element>{stored, w3.template stored<Element>(), gate, up, out});
       });
     });
     return true;

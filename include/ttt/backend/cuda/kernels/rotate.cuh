@@ -4,6 +4,7 @@
 /// turned, keys and values into the cache. 4 bytes in and 4 or 2 out an element.
 #pragma once
 
+#include <ttt/backend/cuda/kernels/overlap.cuh>
 #include <ttt/backend/cuda/kernels/rope.cuh>
 
 namespace ttt::inline TTT_ABI {
@@ -24,6 +25,8 @@ struct RotateWork {
 template <class = void>  // so that two units of a program may have it
 __global__ void __launch_bounds__(row_threads) rotate_kernel(RotateWork w) {
   using Four = Pack<float, 4>;
+  let_next_begin();
+  wait_for_previous();
   const Index d = w.angles.cols, t = blockIdx.x, c = 4 * (threadIdx.x % 32);
   const Index heads = w.q.cols / d, key_heads = w.keys.heads;
   Index h = own_head();
@@ -95,8 +98,9 @@ bool Launch<S>::rotate_and_store(Stream stream, View<const S> q, View<const S> k
                       reinterpret_cast<std::uintptr_t>(values.data) % 8 == 0;
     if (!fits || q.rows == 0) return false;
     const dim3 blocks(grid(q.rows), grid(blocks_for(q.cols / d + 2 * keys.heads, heads_a_block)));
-    rotate_kernel<><<<blocks, row_threads, 0, stream>>>(
-        {q, k, v, q_norm, k_norm, angles, layout, y, q_inverse, k_inverse, keys, values, place});
+    start(stream, rotate_kernel<>, blocks, row_threads,
+          RotateWork{q, k, v, q_norm, k_norm, angles, layout, y, q_inverse, k_inverse, keys, values,
+                     place});
     return true;
   }
   return false;

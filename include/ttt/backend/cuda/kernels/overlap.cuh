@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Kernels that begin while the one before them still runs ("programmatic dependent launch", CUDA
+/// C++ programming guide; compute capability 9.0). One token's step is some eighty kernels of a few
+/// microseconds each, of which two go by before a block has its first weights. A kernel that began
+/// early asks for its weights, which nobody writes, and then waits for what is computed.
+#pragma once
+
+#include <utility>
+
+#include <ttt/backend/cuda/kernels/number.cuh>
+#include <ttt/backend/cuda/stream.hpp>
+
+namespace ttt::inline TTT_ABI {
+namespace cuda::detail {
+namespace {
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#define TTT_CUDA_OVERLAPS 1
+#else
+#define TTT_CUDA_OVERLAPS 0
+#endif
+
+/// The next kernel may begin once all blocks have come here, or have ended.
+__device__ inline void let_next_begin() {
+#if TTT_CUDA_OVERLAPS
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+/// Everything before this kernel is done and can be seen. For every kernel that may begin early,
+/// before it touches anything but weights: also what it writes may still be read.
+__device__ inline void wait_for_previous() {
+#if TTT_CUDA_OVERLAPS
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+#undef TTT_CUDA_OVERLAPS
+
+/// Whether the code that the running GPU got waits: it may be older than the GPU.
+template <class T = void>
+__global__ void overlap_probe_kernel() {}
+template <class T = void>
+bool code_overlaps() {
+#if CUDART_VERSION >= 12030  // before, it could not be recorded
+  cudaFuncAttributes attributes;
+  if (cudaFuncGetAttributes(&attributes, overlap_probe_kernel<T>) == cudaSuccess) {
+    return attributes.ptxVersion >= 90;
+  }
+  static_cast<void>(cudaGetLastError());
+#endif
+  return false;
+}
+
+/// Puts a kernel on the stream that says wait_for_previous().
+template <class... Parameters, class... Arguments>
+void start(const Stream& stream, void (*kernel)(Parameters...), dim3 blocks, unsigned threads,
+           Arguments&&... arguments) {
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t how = {};
+  how.gridDim = blocks;
+  how.blockDim = dim3(threads);
+  how.stream = stream.handle;
+  how.attrs = &early;
+  how.numAttrs = stream.overlaps && code_overlaps<>() ? 1u : 0u;
+  static_cast<void>(cudaLaunchKernelEx(&how, kernel, std::forward<Arguments>(arguments)...));
+}
+
+}  // namespace
+}  // namespace cuda::detail
+}  // namespace ttt::inline TTT_ABI
