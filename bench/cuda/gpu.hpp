@@ -40,9 +40,11 @@ inline std::vector<Token> tokens(Index size, Index vocabulary) {
   return out;
 }
 
-/// Weights in bfloat16: one stretch of noise again and again, and norms of ones.
+/// Weights in bfloat16: one stretch of noise again and again, and norms of ones. `transposed`: as
+/// Hugging Face stores them, [out, in].
 template <class Machine, class Model>
-Weights<Model, Machine> noise_weights(const Machine& gpu, const Preset<Model>& preset) {
+Weights<Model, Machine> noise_weights(const Machine& gpu, const Preset<Model>& preset,
+                                      bool transposed = false) {
   Model model(preset.config);
   constexpr Index stretch = Index{1} << 22;
   Random random{1};
@@ -61,7 +63,9 @@ Weights<Model, Machine> noise_weights(const Machine& gpu, const Preset<Model>& p
       [&](const ParameterName& name, const Shape& shape, Weight<float>& leaf) {
         bfloat16* const to = at + place;
         place += shape.size();
-        leaf = View<const bfloat16>(to, shape.rows, shape.cols);
+        const bool turned = transposed && name.role != Role::Norm && name.role != Role::Embedding;
+        leaf = turned ? Weight<float>(View<const bfloat16>(to, shape.cols, shape.rows)).transpose()
+                      : Weight<float>(View<const bfloat16>(to, shape.rows, shape.cols));
         if (name.role == Role::Norm) return gpu.to_device(ones.data(), to, shape.size());
         for (Index done = 0; done < shape.size(); done += stretch) {
           if (to + done == noise) continue;

@@ -19,7 +19,7 @@ constexpr Index chunk = 1024, longest = 32768;
 auto weights_on(const Fast& gpu) {
   Config config = presets::qwen3_8b.config;
   config.in_place = BlockSet::every(6, config.prefix_blocks);
-  return noise_weights(gpu, Preset<Qwen3<SeparateHead, InPlaceMLP<>>>{config});
+  return noise_weights(gpu, Preset<Qwen3<SeparateHead, InPlaceMLP<>>>{config}, true);
 }
 /// Random weights teach nothing: the rate is small, so that nothing overflows either.
 constexpr InPlaceLoop learner{.chunk = chunk, .rate = 1e-6f};
