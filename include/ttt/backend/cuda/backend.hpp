@@ -247,7 +247,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
           return Launch::attention_decode(next(), q, keys, values, shape, at, o, lse, scratch,
                                           device_->counter());
         };
-        const Index scratch = Launch::attention_decode_scratch(shape, at, keys.slots, q.rows);
+        const Index scratch = Launch::attention_decode_scratch(shape, keys.slots, q.rows);
         if (device_->with_scratch(scratch, start)) return;
       }
       check_records_nothing();

@@ -138,7 +138,7 @@ struct [[gnu::visibility("hidden")]] Launch {
   static bool attention_decode(Stream, View<const S> q, Cache<const bfloat16> keys,
                                Cache<const bfloat16> values, AttentionShape, Place, View<S> o,
                                View<S> lse, void* scratch, unsigned* counters);
-  static Index attention_decode_scratch(AttentionShape, Place, Index slots, Index rows);  // bytes
+  static Index attention_decode_scratch(AttentionShape, Index slots, Index rows);  // bytes
 
   /// On tensor cores, what is multiplied rounded to bfloat16. False, and nothing done, where there
   /// are no kernels: other heads than 64, 80, 96 and 128, rows that do not lie in fours of floats.

@@ -12,8 +12,15 @@ namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 namespace {
 
-constexpr Index decode_keys = 256;  // of a block
 constexpr int decode_threads = 128, decode_warps = decode_threads / 32;
+constexpr Index most_decode_parts = 64;
+
+/// How many keys a block takes where so many blocks share those that the query at p sees.
+__device__ inline Index decode_keys(const AttentionShape& shape, Index p, Index parts) {
+  constexpr Index least = 64;
+  const Index each = (p + 1 - shape.first_key(p) + parts - 1) / parts;
+  return each < least ? least : (each + 31) / 32 * 32;
+}
 
 /// What a part of the keys makes of one query: the largest score, the sum of powers below it, and
 /// the powers' sum of values.
@@ -40,39 +47,29 @@ __device__ inline void merge_lanes(Partial& mine, float (&out)[8], int lanes) {
 
 /// One query of one head, whose parts lie one behind the other.
 template <class = void>  // so that two units of a program may have it
-__device__ void attention_parts(const float* from, const AttentionShape& shape, Index p, Index head,
-                                Index row, const View<float>& o, const View<float>& lse) {
+__device__ void attention_parts(const float* from, const AttentionShape& shape, Index used,
+                                Index head, Index row, const View<float>& o,
+                                const View<float>& lse) {
   const Index d = shape.head_dim, c = threadIdx.x;
-  const Index keys = p + 1 - shape.first_key(p);
-  const Index used = (keys + decode_keys - 1) / decode_keys;
-  constexpr Index at_once = most_head_dim;
-  static_assert(at_once == decode_threads);
-  __shared__ float shares[at_once];
-  float most = -INFINITY;
-  for (Index i = c; i < used; i += at_once) most = fmaxf(most, from[i * (d + 2) + d + 1]);
-  most = block_max(most);
-  float sum = 0, out = 0;
-  for (Index i0 = 0; i0 < used; i0 += at_once) {
-    const Index mine = i0 + c, count = used - i0 < at_once ? used - i0 : at_once;
-    __syncthreads();
-    shares[c] = 0;
-    if (mine < used) {
-      shares[c] = shrink_to(from[mine * (d + 2) + d + 1], most);
-      sum += shares[c] * from[mine * (d + 2) + d];
-    }
-    __syncthreads();
-    if (c >= d) continue;
+  static_assert(most_head_dim <= decode_threads && most_decode_parts <= decode_threads);
+  __shared__ float shares[most_decode_parts];
+  const float mine = c < used ? from[c * (d + 2) + d + 1] : -INFINITY;
+  const float own_sum = c < used ? from[c * (d + 2) + d] : 0.0f;
+  const float most = block_max(mine), share = shrink_to(mine, most);
+  if (c < most_decode_parts) shares[c] = share;
+  const float sum = block_sum(share * own_sum);  // waits for the shares, too
+  float out = 0;
+  if (c < d) {
 #pragma unroll 16
-    for (Index i = 0; i < count; ++i) out += shares[i] * from[(i0 + i) * (d + 2) + c];
+    for (Index i = 0; i < used; ++i) out += shares[i] * from[i * (d + 2) + c];
   }
-  sum = block_sum(sum);
   if (c < d) o(row, head * d + c) = out / sum;
   if (c == 0 && !lse.empty()) lse(head, row) = most + logf(sum);
 }
 
 /// `lanes` lanes share a key, 8 channels each; a warp takes 32 / lanes keys at a time.
 template <int lanes>
-__global__ void __launch_bounds__(decode_threads)
+__global__ void __launch_bounds__(decode_threads, 6)
     attention_decode_kernel(View<const float> q, Cache<const bfloat16> keys,
                             Cache<const bfloat16> values, AttentionShape shape, Place place,
                             float* partial, unsigned* counters, View<float> o, View<float> lse) {
@@ -85,9 +82,9 @@ __global__ void __launch_bounds__(decode_threads)
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const Index channel = 8 * (lane % lanes);
   const bool has_channels = channel < d;
-  const Index seen = shape.first_key(p);
-  const Index begin = seen + static_cast<Index>(blockIdx.x) * decode_keys;
-  const Index end = begin + decode_keys <= p ? begin + decode_keys : p + 1;
+  const Index each = decode_keys(shape, p, gridDim.x), seen = shape.first_key(p);
+  const Index begin = seen + static_cast<Index>(blockIdx.x) * each;
+  const Index end = begin + each <= p ? begin + each : p + 1;
   const Index start = static_cast<Index>(static_cast<std::uint64_t>(begin) %
                                          static_cast<std::uint64_t>(keys.slots));
   const auto offset_of = [&](Index i) {
@@ -167,22 +164,26 @@ __global__ void __launch_bounds__(decode_threads)
     to[c] = c == d + 1 ? most : total;
   }
   if (!is_last_block(counters + which, gridDim.x)) return;
-  attention_parts(all, shape, p, head, blockIdx.z, o, lse);
+  attention_parts(all, shape, (p - seen) / each + 1, head, blockIdx.z, o, lse);
 }
 
-/// Of a place that only the GPU knows, as many as the cache may hold: those without keys end at
-/// once.
-inline Index decode_parts(const AttentionShape& shape, Place place, Index slots, Index rows) {
-  const Index last = place.base == nullptr ? place.position + rows : slots;
-  return blocks_for(last < shape.window ? last : shape.window, decode_keys);
+/// Among how many blocks the keys of a query and head are split: six blocks fit an SM, of which an
+/// H200 has 132. Where the query stands does not matter, which only the GPU may know; blocks that
+/// are left without keys end at once.
+inline Index decode_parts(const AttentionShape& shape, Index slots, Index rows) {
+  constexpr Index blocks = 6 * 132;
+  Index parts = blocks / (shape.heads * rows);
+  const Index most = blocks_for(slots < shape.window ? slots : shape.window, 64);
+  if (parts > most) parts = most;
+  if (parts > most_decode_parts) parts = most_decode_parts;
+  return parts < 1 ? 1 : parts;
 }
 
 }  // namespace
 
 template <class S>
-Index Launch<S>::attention_decode_scratch(AttentionShape shape, Place place, Index slots,
-                                          Index rows) {
-  return rows * shape.heads * decode_parts(shape, place, slots, rows) * (shape.head_dim + 2) *
+Index Launch<S>::attention_decode_scratch(AttentionShape shape, Index slots, Index rows) {
+  return rows * shape.heads * decode_parts(shape, slots, rows) * (shape.head_dim + 2) *
          static_cast<Index>(sizeof(float));
 }
 
@@ -196,7 +197,7 @@ bool Launch<S>::attention_decode(Stream stream, View<const S> q, Cache<const bfl
         reinterpret_cast<std::uintptr_t>(values.data) % 16 != 0) {
       return false;
     }
-    const Index parts = decode_parts(shape, place, keys.slots, q.rows);
+    const Index parts = decode_parts(shape, keys.slots, q.rows);
     const dim3 blocks(grid(parts), grid(shape.heads), grid(q.rows));
     const auto kernel =
         shape.head_dim <= 64 ? attention_decode_kernel<8> : attention_decode_kernel<16>;

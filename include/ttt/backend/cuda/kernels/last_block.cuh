@@ -15,13 +15,14 @@ namespace {
 template <class = void>  // so that two units of a program may have it
 __device__ bool is_last_block(unsigned* counter, unsigned blocks) {
   __shared__ unsigned before[1];
-  __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) before[0] = atomicInc(counter, blocks - 1);
+  if (threadIdx.x == 0) {  // what is a fence for one is one for all that wait for it
+    __threadfence();
+    before[0] = atomicInc(counter, blocks - 1);
+    __threadfence();
+  }
   __syncthreads();
-  const bool last = before[0] == blocks - 1;
-  if (last) __threadfence();
-  return last;
+  return before[0] == blocks - 1;
 }
 
 }  // namespace
