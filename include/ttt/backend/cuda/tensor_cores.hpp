@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -86,9 +87,8 @@ class TensorCores {
     if (c.rows == 0 || c.cols == 0) return;
     const std::lock_guard lock(mutex_);
     const cudaStream_t stream = device_->stream();
-    const bool fits = used_bytes() + rounded_bytes(a) + rounded_bytes(b) <= scratch_.size();
-    if (!remember_ || !fits) rounded_.clear();
-    if (!fits) grow(rounded_bytes(a) + rounded_bytes(b));
+    if (!remember_) rounded_.clear();
+    make_room({a, b});
     const Weight<float> left = rounded(stream, a), right = rounded(stream, b);
     start(stream, left, right, c, write);
     std::erase_if(rounded_, [&](const Rounded& one) { return overlap(one.from, c); });
@@ -111,6 +111,17 @@ class TensorCores {
     scratch_ = Buffer<std::uint8_t>(device_, bytes);
   }
   Index used_bytes() const { return rounded_.empty() ? 0 : rounded_.back().end; }
+  /// For the copies of operands that have none yet; forgets the others where there is too little.
+  void make_room(std::initializer_list<Weight<float>> operands) {
+    const auto missing = [&] {
+      Index bytes = 0;
+      for (const Weight<float>& w : operands) bytes += find(w).empty() ? rounded_bytes(w) : 0;
+      return bytes;
+    };
+    if (used_bytes() + missing() <= scratch_.size()) return;
+    rounded_.clear();
+    grow(missing());
+  }
 
   static Index rounded_stride(const View<const float>& v) {
     return (v.cols + row_alignment - 1) / row_alignment * row_alignment;
@@ -139,16 +150,30 @@ class TensorCores {
     return to;
   }
 
-  Weight<float> rounded(cudaStream_t stream, Weight<float> w) {
+  /// The copy of an operand, or of the rows of one; without data where there is none.
+  Weight<float> find(const Weight<float>& w) const {
     if (w.narrow) return w;
     const View<const float> from = w.stored<float>();
+    const auto address = [](const float* data) { return reinterpret_cast<std::uintptr_t>(data); };
     for (const Rounded& one : rounded_) {
-      if (one.from.data != from.data || one.from.stride != from.stride ||
-          !(one.from.shape() == from.shape())) {
+      if (address(from.data) < address(one.from.data) || one.from.stride != from.stride ||
+          one.from.cols != from.cols) {
         continue;
       }
-      return w.transposed ? one.to.transpose() : one.to;
+      const auto behind = static_cast<Index>(address(from.data) - address(one.from.data));
+      const Index row_bytes = from.stride * static_cast<Index>(sizeof(float));
+      const Index first = row_bytes == 0 ? 0 : behind / row_bytes;
+      if (behind != first * row_bytes || first + from.rows > one.from.rows) continue;
+      const Weight<float> to = one.to.stored<bfloat16>().rows_at(first, from.rows);
+      return w.transposed ? to.transpose() : to;
     }
+    return {};
+  }
+
+  Weight<float> rounded(cudaStream_t stream, const Weight<float>& w) {
+    const Weight<float> found = find(w);
+    if (!found.empty()) return found;
+    const View<const float> from = w.stored<float>();
     const View<bfloat16> to = place(from);
     Launch<float>::round(stream, from, to);
     return w.transposed ? rounded_.back().to.transpose() : rounded_.back().to;
