@@ -161,4 +161,15 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   b.adam(AdamStep{}, flat, flat_out, flat_out, flat_out, n);
 };
 
+namespace detail {
+
+/// A backend that multiplies in bfloat16 may have weights that learn in it too, beside those it
+/// adds to, rounded once a step and not in every product.
+template <class B>
+inline constexpr bool narrows = requires(const B& backend, const typename B::Scalar* from,
+                                         bfloat16* to) {
+  backend.narrow(from, to, Index{0});
+};
+
+}  // namespace detail
 }  // namespace ttt::inline TTT_ABI
