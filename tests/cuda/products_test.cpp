@@ -121,6 +121,97 @@ TEST_CASE("products in bfloat16 add up in float") {
   });
 }
 
+TEST_CASE("an axpby that rounds is an axpby and a rounding, wherever vectors begin") {
+  Random random{5};
+  const Fast gpu;
+  constexpr Index room = 20010;
+  auto memory = gpu.allocate<float>(2 * room);
+  auto copies = gpu.allocate<bfloat16>(room);
+  for (const Index size : {1, 3, 4095, 4096, 4097, 20000}) {
+    const auto x = uniforms(random, size), y = uniforms(random, size);
+    const std::vector<float> host_x(x.begin(), x.end()), host_y(y.begin(), y.end());
+    double sum = 0, squares = 0;
+    for (const Index begin : {0, 8, 1}) {
+      CAPTURE(size);
+      CAPTURE(begin);
+      float* const from = memory.data() + begin;
+      float* const to = memory.data() + room + begin;
+      bfloat16* const copy = copies.data() + begin;
+      const auto run = [&](double b, bool at_once) {
+        gpu.to_device(host_x.data(), from, size);
+        gpu.to_device(host_y.data(), to, size);
+        gpu.fill(bfloat16(), copies.data(), room);
+        if (at_once) {
+          gpu.axpby(0.3, from, b, to, size, copy);
+        } else {
+          gpu.axpby(0.3, from, b, to, size);
+          gpu.narrow(to, copy, size);
+        }
+        auto all = on_host(gpu, to, size);
+        for (const bfloat16 each : on_host(gpu, copies.data(), room)) {
+          all.push_back(static_cast<float>(each));
+        }
+        return all;
+      };
+      for (const double b : {0.0, 1.0, 0.7}) CHECK(run(b, true) == run(b, false));
+      const double got[] = {gpu.dot(from, to, size), gpu.dot(from, from, size)};
+      if (begin > 0) CHECK((got[0] == sum && got[1] == squares));
+      sum = got[0];
+      squares = got[1];
+    }
+  }
+}
+
+TEST_CASE("products find the rows of what is rounded, and only those") {
+  Random random{6};
+  const Fast gpu;
+  constexpr Index rows = 48, cols = 24, out = 16;
+  const auto gate = Matrix<float>::input(random, rows, cols),
+             up = Matrix<float>::input(random, rows, cols),
+             w = Matrix<float>::input(random, cols, out),
+             high = Matrix<float>::input(random, 16, out);
+  StagedCall<Fast> call(gpu);
+  auto hidden_memory = gpu.allocate<float>(rows * cols), y_memory = gpu.allocate<float>(rows * out);
+  const View<float> hidden(hidden_memory.data(), rows, cols), y(y_memory.data(), rows, out);
+  const auto gate_ = call(gate.view()), up_ = call(up.view()), w_ = call(w.view());
+  const auto high_ = call(high.view());
+  // Of all rows, of some, of some as the left operand of a gradient, of rows cut otherwise.
+  const auto with = [&](bool forgets) {
+    const auto forget = [&] {
+      if (forgets) gpu.fill(0.0f, y.data, 0);  // as whatever is no product
+    };
+    std::vector<float> all;
+    const auto keep = [&](const View<float>& v) {
+      const auto values = on_host(gpu, v.data, v.shape().size());
+      all.insert(all.end(), values.begin(), values.end());
+    };
+    // Twice, for there is no room the first time.
+    for (int i = 0; i < 2; ++i) {
+      for (const Index first : {0, 16, 32}) {
+        gpu.fill(0.0f, y.data, rows * out);
+        gpu.swiglu(gate_, up_, hidden);
+        forget();
+        gpu.matmul(hidden.rows_at(first, 16), w_, y.rows_at(first, 16), Write::Replace);
+        forget();
+        gpu.matmul(hidden, w_, y, Write::Add);
+        keep(y);
+        gpu.swiglu(gate_, up_, hidden);
+        forget();
+        gpu.matmul_gradient(hidden.rows_at(first, 16), high_, {y.data, cols, out}, Write::Replace);
+        forget();
+        gpu.matmul_gradient(View<const float>(hidden.row(first) + 1, 16, cols - 1, cols), high_,
+                            {y.data, cols - 1, out}, Write::Add);
+        forget();
+        const View<const float> twice(hidden.data, rows / 2, cols, 2 * cols);
+        gpu.matmul(twice, w_, {y.data, rows / 2, out}, Write::Add);
+        keep(y);
+      }
+    }
+    return all;
+  };
+  CHECK(with(false) == with(true));
+}
+
 TEST_CASE("attention on tensor cores is near attention") {
   Random random{2};
   const Staged<Fast> gpu;

@@ -30,13 +30,35 @@ struct Rounds : Float {
   }
 };
 
-/// Is asked to round what learns, and says how often.
+/// Is asked to round what learns, and says how much of it after a step, and how much by one.
 struct Narrows : Rounds {
-  static inline Index rounded = 0;
+  static inline Index rounded = 0, rounded_by_steps = 0;
+
+  using Float::axpby;
+  void axpby(double a, const float* x, double b, float* y, Index size, bfloat16* copy) const {
+    axpby(a, x, b, y, size);
+    narrow(y, copy, size);
+    rounded -= size;
+    rounded_by_steps += size;
+  }
 
   void narrow(const float* from, bfloat16* to, Index size) const {
     rounded += size;
     for (Index i = 0; i < size; ++i) to[i] = bfloat16(from[i]);
+  }
+};
+
+/// A step that is made of another and does not round.
+struct Decaying : Sgd {
+  template <Backend B>
+  void step(const B& backend, const Update<typename B::Scalar>& u) const {
+    Sgd::step(backend, u);
+    backend.axpby(-0.1, u.weights, 1.0, u.weights, u.size);
+  }
+  template <Backend B>
+  void backward(const B& backend, const UpdateGradient<typename B::Scalar>& g) const {
+    backend.axpby(0.0, g.dweights, 0.9, g.dweights, g.update.size);
+    Sgd::backward(backend, g);
   }
 };
 
@@ -60,11 +82,13 @@ constexpr Index learned = 2 * 3 * 8 * 6;  // scalars of tiny()'s dynamic MLPs
 TEST_CASE("narrow: a meta-gradient has the bits of one that rounds in every product") {
   const InnerLoop<Sgd> sgd{.chunk = 4, .clip = 0.3f};
   const InnerLoop<Momentum> momentum{.chunk = 2, .clip = 0.3f, .optimizer = {.rate = 0.5f}};
+  const InnerLoop<Decaying> decaying{.chunk = 4, .clip = 0.3f};
   for (const Index stacked : {1, 2, 3}) {
     CAPTURE(stacked);
     for (const Keep keep : {Keep::all(), Keep{1}, Keep{2}}) {
       CAPTURE(keep.chunks);
       check_narrow<Tiny>(tiny(), sgd, 16, {.keep = keep, .stacked = stacked});
+      check_narrow<Tiny>(tiny(), decaying, 16, {.keep = keep, .stacked = stacked});
       check_narrow<Tiny>(tiny(), momentum, 12, {.keep = keep, .stacked = stacked});
     }
     check_narrow<Tiny, InnerLoop<Sgd>, FirstOrder>(tiny(), sgd, 16, {.stacked = stacked});
@@ -79,9 +103,10 @@ TEST_CASE(
     Problem<Tiny, Narrows, InnerLoop<Sgd>> problem(tiny(), learner, 16, stacked,
                                                    {.stacked = stacked});
     std::vector<float> unused;
-    Narrows::rounded = 0;
+    Narrows::rounded = Narrows::rounded_by_steps = 0;
     problem.loss(unused);
-    CHECK(Narrows::rounded == stacked * learned * (4 + 4 + 3));
+    CHECK(Narrows::rounded == stacked * learned * (1 + 4 + 3));
+    CHECK(Narrows::rounded_by_steps == stacked * learned * 3);
   }
 }
 
@@ -114,4 +139,5 @@ TEST_CASE("narrow: a session has the bits of one that rounds in every product") 
   };
   check(InnerLoop<Sgd>{.chunk = 4, .clip = 0.3f});
   check(InnerLoop<Momentum>{.chunk = 4, .clip = 0.3f});
+  check(InnerLoop<Decaying>{.chunk = 4, .clip = 0.3f});
 }

@@ -113,8 +113,11 @@ class InnerStates {
     Update<Scalar> update = update_at(from, s, steps);
     update.slots = slots.data();
     update.weights = state(to) + s * learned_;
+    constexpr bool rounds = narrows<B> && rounds_weights<LearnerType>;
+    bfloat16* const copy = narrow_.data() + (narrows<B> ? s * learned_ : 0);
+    if (rounds) update.copy = copy;
     const Step step = learner.update(backend, update);
-    if (step.taken) narrow(update.weights, narrow_.data() + s * learned_, learned_);
+    if (step.taken && !rounds) narrow(update.weights, copy, learned_);
     return step;
   }
 

@@ -358,9 +358,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
     synchronize();
     return *device_->sum();
   }
-  void axpby(double a, const S* x, double b, S* y, Index size) const {
-    Launch::axpby(next(), a, x, b, y, size);
-  }
+  using Queue::axpby;
   void adam(const AdamStep& step, const S* gradient, S* m, S* v, S* weights, Index size) const {
     Launch::adam(next(), step, gradient, m, v, weights, size);
   }

@@ -103,6 +103,15 @@ class Queue {
     }
   }
 
+  void axpby(double a, const S* x, double b, S* y, Index size) const {
+    Launch<S>::axpby(next(), a, x, b, y, size);
+  }
+  /// And a copy of y, rounded.
+  void axpby(double a, const S* x, double b, S* y, Index size, bfloat16* copy) const
+      requires(fast) {
+    Launch<S>::axpby(next(), a, x, b, y, size, copy);
+  }
+
   /// A sum on the residual stream, which may wait for what comes next.
   void sum(const ResidualSum<S>& sum) const {
     if constexpr (fast) {
