@@ -212,6 +212,88 @@ TEST_CASE("products find the rows of what is rounded, and only those") {
   CHECK(with(false) == with(true));
 }
 
+TEST_CASE("products of one matrix of many rows at once are the products") {
+  Random random{7};
+  const Fast gpu;
+  const reference::Backend<double> reference;
+  // Results one behind the other, and weights in an order of their own.
+  const auto check = [&](Index rows, Index depth, Index cols, bool transposed, bool narrow,
+                         const std::array<Index, 3>& order, bool backwards) {
+    CAPTURE(rows);
+    CAPTURE(depth);
+    CAPTURE(cols);
+    CAPTURE(transposed);
+    CAPTURE(narrow);
+    const auto x = rounded(random, rows, depth, 0);
+    const Shape lies = transposed ? Shape{cols, depth} : Shape{depth, cols};
+    const auto all = rounded(random, 4 * lies.rows, lies.cols, 0);
+    StagedCall<Fast> call(gpu);
+    const View<const float> x_ = call(x.view());
+    const View<const float> wide = call(all.view());
+    auto copies = gpu.allocate<bfloat16>(all.view().shape().size());
+    gpu.narrow(wide.data, copies.data(), all.view().shape().size());
+    auto memory = gpu.allocate<float>(3 * rows * cols);
+    gpu.fill(0.0f, memory.data(), 3 * rows * cols);
+    std::array<Weight<float>, 3> w;
+    std::array<View<float>, 3> y;
+    for (std::size_t i = 0; i < 3; ++i) {
+      const Index at = order[i] * lies.size();
+      w[i] = narrow ? Weight<float>(View<const bfloat16>(copies.data() + at, lies.rows, lies.cols))
+                    : View<const float>(wide.data + at, lies.rows, lies.cols);
+      if (transposed) w[i] = w[i].transpose();
+      const Index place = backwards ? 2 - static_cast<Index>(i) : static_cast<Index>(i);
+      y[i] = {memory.data() + place * rows * cols, rows, cols};
+    }
+    const bool done = gpu.matmul_each(x_, w, y);
+    CHECK(done == (!backwards && rows * cols % 4 == 0));
+    const auto got = on_host(gpu, memory.data(), 3 * rows * cols);
+    if (!done) {
+      CHECK(got == std::vector<float>(got.size(), 0.0f));
+      return;
+    }
+    for (std::size_t i = 0; i < 3; ++i) {
+      auto want = Matrix<double>::output(rows, cols);
+      const auto right = all.as<double>();
+      Weight<double> stored(right.view().rows_at(order[i] * lies.rows, lies.rows));
+      if (transposed) stored = stored.transpose();
+      reference.matmul(x.as<double>().view(), stored, want.view(), Write::Replace);
+      const View<const float> mine(got.data() + static_cast<Index>(i) * rows * cols, rows, cols);
+      CHECK(relative_error<float>(mine, want.view()) <= 2e-5);
+    }
+    for (int again = 0; again < 2; ++again) {
+      CHECK(gpu.matmul_each(x_, w, y));
+      CHECK(on_host(gpu, memory.data(), 3 * rows * cols) == got);
+    }
+  };
+  for (const Index rows : {9, 64, 130}) {
+    for (const Index depth : {8, 100}) {
+      for (const Index cols : {1, 48, 132}) {
+        for (const bool transposed : {false, true}) {
+          for (const bool narrow : {false, true}) {
+            check(rows, depth, cols, transposed, narrow, {0, 1, 2}, false);
+            check(rows, depth, cols, transposed, narrow, {0, 2, 3}, false);
+            check(rows, depth, cols, transposed, narrow, {2, 1, 0}, false);
+          }
+        }
+      }
+    }
+  }
+  check(64, 16, 48, false, true, {0, 1, 2}, true);
+
+  // As much as fills a GPU, and weights that differ.
+  const auto x = rounded(random, 64, 8, 0), w = rounded(random, 8, 48, 0);
+  StagedCall<Fast> call(gpu);
+  const View<const float> x_ = call(x.view()), w_ = call(w.view());
+  auto memory = gpu.allocate<float>(2 * 64 * 48);
+  const View<float> first(memory.data(), 64, 48), second(memory.data() + 64 * 48, 64, 48);
+  const std::array<Weight<float>, 2> turned{
+      w_, Weight<float>(View<const float>(w_.data, 48, 8)).transpose()};
+  CHECK(!gpu.matmul_each(x_, turned, std::array{first, second}));
+  const View<float> wide(memory.data(), 1 << 13, 1 << 13);
+  CHECK(!gpu.matmul_each(View<const float>(w_.data, wide.rows, 8),
+                         std::array<Weight<float>, 2>{w_, w_}, std::array{wide, wide}));
+}
+
 TEST_CASE("attention on tensor cores is near attention") {
   Random random{2};
   const Staged<Fast> gpu;

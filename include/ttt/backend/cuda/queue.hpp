@@ -3,6 +3,7 @@
 /// What a backend puts on its stream, one thing behind the other. Any host compiler reads this.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <utility>
 
@@ -101,6 +102,18 @@ class Queue {
     } else {
       Launch<S>::matmul(next(), a.template stored<S>(), a.transposed, b, c, write);
     }
+  }
+
+  /// y = x · w for each of several weights, at once. False, and nothing done, where there is no way
+  /// that is better than one after the other.
+  template <std::size_t count>
+  bool product_each(In x, const std::array<Weight<S>, count>& w,
+                    const std::array<Out, count>& y) const requires(fast) {
+    if (x.rows <= TensorCores::few_rows) {
+      return Launch<S>::matvec_each(next(), x, w.data(), y.data(), Index{count});
+    }
+    start_pending();
+    return tensor_cores_->multiply_each(Weight<S>(x), w, y);
   }
 
   void axpby(double a, const S* x, double b, S* y, Index size) const {
