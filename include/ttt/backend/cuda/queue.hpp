@@ -112,8 +112,11 @@ class Queue {
     if (x.rows <= TensorCores::few_rows) {
       return Launch<S>::matvec_each(next(), x, w.data(), y.data(), Index{count});
     }
-    start_pending();
-    return tensor_cores_->multiply_each(Weight<S>(x), w, y);
+    if constexpr (count > 1) {
+      start_pending();
+      return tensor_cores_->multiply_each(Weight<S>(x), w, y);
+    }
+    return false;
   }
 
   void axpby(double a, const S* x, double b, S* y, Index size) const {
