@@ -294,6 +294,66 @@ TEST_CASE("products of one matrix of many rows at once are the products") {
                          std::array<Weight<float>, 2>{w_, w_}, std::array{wide, wide}));
 }
 
+TEST_CASE("products of several sequences at once are the products") {
+  Random random{8};
+  const Fast gpu;
+  constexpr Index sequences = 3, depth = 24, cols = 32, learned = 2 * depth * cols;
+  for (const Index rows : {9, 40}) {
+    for (const Index off : {0, 4, 1}) {  // some leave no room for sixteen bytes at a time
+      for (const bool transposed : {false, true}) {
+        for (const Write write : {Write::Replace, Write::Add}) {
+          CAPTURE(rows);
+          CAPTURE(off);
+          CAPTURE(transposed);
+          const Index apart = learned + off;
+          const auto x = rounded(random, sequences * rows, depth, 0),
+                     dy = rounded(random, sequences * rows, cols, 4),
+                     w = rounded(random, 1, sequences * apart, 0),
+                     y = Matrix<float>::output(random, sequences * rows, cols, 4),
+                     dw = Matrix<float>::output(random, 1, sequences * apart);
+          const auto run = [&](const auto& backend, const auto& weight) {
+            using T = ScalarOf<std::decay_t<decltype(backend)>>;
+            const auto x_ = x.as<T>(), dy_ = dy.as<T>();
+            auto y_ = y.as<T>(), dw_ = dw.as<T>();
+            weight(backend, x_.view(), dy_.view(), y_.view(), dw_.view());
+            return results(std::move(y_), std::move(dw_));
+          };
+          const auto operate = [&](const auto& backend, auto x_, auto dy_, auto first, auto y_,
+                                   auto* dw_) {
+            using T = ScalarOf<std::decay_t<decltype(backend)>>;
+            const Weight<T> lies = transposed ? first.transpose() : first;
+            const StackedWeight<T> stacked(lies, sequences, apart);
+            ops::detail::product(backend, x_, stacked, y_, write);
+            ops::detail::product_gradient(backend, x_, dy_, stacked, {dw_, depth, cols}, write);
+          };
+          const Shape stored = transposed ? Shape{cols, depth} : Shape{depth, cols};
+          const auto want = run(reference::Backend<double>(), [&](const auto& backend, auto x_,
+                                                                  auto dy_, auto y_, auto dw_) {
+            const auto w_ = w.as<double>();
+            operate(backend, x_, dy_,
+                    Weight<double>(View<const double>(w_.view().data, stored.rows, stored.cols)),
+                    y_, dw_.data);
+          });
+          const auto got = run(gpu, [&](const auto& backend, auto x_, auto dy_, auto y_, auto dw_) {
+            StagedCall<Fast> call(backend);
+            const auto w_ = call(w.view());
+            auto copies = backend.template allocate<bfloat16>(w_.cols);
+            backend.narrow(w_.data, copies.data(), w_.cols);
+            operate(backend, View<const float>(call(x_)), View<const float>(call(dy_)),
+                    Weight<float>(View<const bfloat16>(copies.data(), stored.rows, stored.cols)),
+                    call(y_), call(dw_).data);
+          });
+          for (std::size_t i = 0; i < want.size(); ++i) {
+            CAPTURE(i);
+            CHECK(relative_error<float>(got[i].view(), want[i].view()) <= 2e-5);
+            CHECK(got[i].guarded());
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("attention on tensor cores is near attention") {
   Random random{2};
   const Staged<Fast> gpu;

@@ -126,6 +126,8 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
                    const std::array<Out, count>& y) const requires(fast) {
     return Queue::product_each(x, w, y);
   }
+  using Queue::matmul_gradient_parts;
+  using Queue::matmul_parts;
   /// gate = x · w1, up = x · w3 and swiglu of them, at once; false likewise.
   bool gated(In x, Weight<S> w1, Weight<S> w3, Out gate, Out up, Out out) const requires(fast) {
     return x.rows <= detail::TensorCores::few_rows &&

@@ -119,6 +119,20 @@ class Queue {
     return false;
   }
 
+  /// y (+)= x · w of each of `parts` equal parts of the rows, by weights that lie `apart` elements
+  /// from each other, at once; and dw (+)= xᵀ · dy of each. False likewise.
+  bool matmul_parts(In x, Weight<S> w, Index parts, Index apart, Out y, Write write) const
+      requires(fast) {
+    if (x.rows / parts <= TensorCores::few_rows) return false;
+    start_pending();
+    return tensor_cores_->multiply_parts(x, w, parts, apart, y, write);
+  }
+  bool matmul_gradient_parts(In x, In dy, Index parts, Index apart, Out dw, Write write) const
+      requires(fast) {
+    start_pending();
+    return tensor_cores_->multiply_gradient_parts(x, dy, parts, apart, dw, write);
+  }
+
   void axpby(double a, const S* x, double b, S* y, Index size) const {
     Launch<S>::axpby(next(), a, x, b, y, size);
   }

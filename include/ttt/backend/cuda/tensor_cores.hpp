@@ -4,6 +4,7 @@
 /// compiler reads this.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <map>
@@ -87,7 +88,6 @@ class TensorCores {
     if (c.rows == 0 || c.cols == 0) return;
     const std::lock_guard lock(mutex_);
     const cudaStream_t stream = device_->stream();
-    if (!remember_) rounded_.clear();
     const Weight<float> both[] = {a, b};
     make_room(both);
     const Weight<float> left = rounded(stream, a), right = rounded(stream, b);
@@ -102,7 +102,7 @@ class TensorCores {
   bool multiply_each(Weight<float> x, const std::array<Weight<float>, count>& w,
                      const std::array<View<float>, count>& y) {
     const View<float>& first = y[0];
-    if (first.rows == 0 || first.cols == 0 || tiles_of(first) >= filling_tiles) return false;
+    if (!is_small(first)) return false;
     for (std::size_t i = 1; i < count; ++i) {
       if (w[i].stride != w[0].stride || w[i].transposed != w[0].transposed ||
           w[i].narrow != w[0].narrow || !(w[i].shape() == w[0].shape()) ||
@@ -115,15 +115,14 @@ class TensorCores {
     if (batch.out_apart == 0) return false;
     const std::lock_guard lock(mutex_);
     const cudaStream_t stream = device_->stream();
-    if (!remember_) rounded_.clear();
     std::array<Weight<float>, count + 1> operands{x};
     std::copy(w.begin(), w.end(), operands.begin() + 1);
     make_room(operands);
     const Weight<float> left = rounded(stream, x);
     std::array<Weight<float>, count> right;
     for (std::size_t i = 0; i < count; ++i) right[i] = rounded(stream, w[i]);
-    batch.weights_apart = distance<bfloat16>(right);
-    if (batch.weights_apart > 0) {
+    batch.right_apart = distance<bfloat16>(right);
+    if (batch.right_apart > 0) {
       start(stream, left, right[0], first, Write::Replace, batch);
     } else {
       for (std::size_t i = 0; i < count; ++i)
@@ -133,20 +132,56 @@ class TensorCores {
     return true;
   }
 
+  /// y (+)= x · w of each of `parts` equal parts of the rows, by weights in bfloat16 that lie
+  /// `apart` elements from each other, as one product. False likewise.
+  bool multiply_parts(const View<const float>& x, const Weight<float>& w, Index parts, Index apart,
+                      const View<float>& y, Write write) {
+    const View<float> first = y.part(0, parts);
+    const Index out_apart = first.rows * first.stride;
+    if (!w.narrow || !is_small(first) || apart % 8 != 0 || out_apart % 4 != 0) return false;
+    const std::lock_guard lock(mutex_);
+    const cudaStream_t stream = device_->stream();
+    const Weight<float> operands[] = {x};
+    make_room(operands);
+    const View<const bfloat16> left = first_part(stream, x, parts);
+    start(stream, left, w, first, write, {parts, left.rows * left.stride, apart, out_apart});
+    forget_what_was_in(y);
+    return true;
+  }
+  /// dw (+)= xᵀ · dy of each part likewise, where gradients lie so far apart.
+  bool multiply_gradient_parts(const View<const float>& x, const View<const float>& dy, Index parts,
+                               Index apart, const View<float>& dw, Write write) {
+    if (!is_small(dw) || apart % 4 != 0) return false;
+    const std::lock_guard lock(mutex_);
+    const cudaStream_t stream = device_->stream();
+    const Weight<float> operands[] = {x, dy};
+    make_room(operands);
+    const View<const bfloat16> left = first_part(stream, x, parts);
+    const View<const bfloat16> right = first_part(stream, dy, parts);
+    start(stream, Weight<float>(left).transpose(), right, dw, write,
+          {parts, left.rows * left.stride, right.rows * right.stride, apart});
+    for (Index i = 0; i < parts; ++i) {
+      forget_what_was_in({dw.data + i * apart, dw.rows, dw.cols, dw.stride});
+    }
+    return true;
+  }
+
  private:
   static constexpr Index workspace_bytes = Index{32} << 20;
   static constexpr Index row_alignment = 8;  // elements: 16 bytes
   /// Tiles of a product that keep a GPU's multiprocessors busy, four for each of an H200's: then
   /// one product after the other is as good.
   static constexpr Index filling_tiles = 4 * 132;
-  static Index tiles_of(const View<float>& c) {
-    return (c.rows + 127) / 128 * ((c.cols + 127) / 128);
+  static bool is_small(const View<float>& c) {
+    const Index tiles = (c.rows + 127) / 128 * ((c.cols + 127) / 128);
+    return tiles > 0 && tiles < filling_tiles;
   }
 
-  /// Products of one left operand that are computed as one.
+  /// Products that are computed as one, as many with operands and results at equal distances.
   struct Batch {
     Index count = 1;
-    Index weights_apart = 0;  // elements from one to the next
+    Index left_apart = 0;  // elements from one to the next
+    Index right_apart = 0;
     Index out_apart = 0;
   };
   /// Elements from one matrix to the next, if the same everywhere, forwards, and in alignment; else
@@ -178,6 +213,7 @@ class TensorCores {
   Index used_bytes() const { return rounded_.empty() ? 0 : rounded_.back().end; }
   /// For the copies of operands that have none yet; forgets the others where there is too little.
   void make_room(std::span<const Weight<float>> operands) {
+    if (!remember_) rounded_.clear();
     const auto missing = [&] {
       Index bytes = 0;
       for (const Weight<float>& w : operands) bytes += find(w).empty() ? rounded_bytes(w) : 0;
@@ -248,8 +284,12 @@ class TensorCores {
     return w.transposed ? rounded_.back().to.transpose() : rounded_.back().to;
   }
 
+  View<const bfloat16> first_part(cudaStream_t stream, const View<const float>& x, Index parts) {
+    return rounded(stream, x).stored<bfloat16>().part(0, parts);
+  }
+
   /// What decides how a product is computed: sizes, strides, layouts, alignments.
-  using Shape = std::array<Index, 14>;
+  using Shape = std::array<Index, 15>;
 
   struct Plan {
     Owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy> product;
@@ -278,20 +318,10 @@ class TensorCores {
                       const Batch& batch) {
     const std::uint32_t alignments[] = {alignment_of(a.data), alignment_of(b.data),
                                         alignment_of(c.data)};
-    const Shape shape = {c.rows,
-                         c.cols,
-                         b.rows,
-                         a.transposed,
-                         b.transposed,
-                         a.stride,
-                         b.stride,
-                         c.stride,
-                         alignments[0],
-                         alignments[1],
-                         alignments[2],
-                         batch.count,
-                         batch.weights_apart,
-                         batch.out_apart};
+    const Shape shape = {
+        c.rows,        c.cols,      b.rows,           a.transposed,      b.transposed,
+        a.stride,      b.stride,    c.stride,         alignments[0],     alignments[1],
+        alignments[2], batch.count, batch.left_apart, batch.right_apart, batch.out_apart};
     const auto found = plans_.find(shape);
     if (found != plans_.end()) return *found->second;
     if (handle_.get() == nullptr) check(cublasLtCreate(handle_.place()), "no handle");
@@ -320,8 +350,8 @@ class TensorCores {
             "a matrix's layout");
     };
     const auto stored_a = a.stored<bfloat16>(), stored_b = b.stored<bfloat16>();
-    layout(plan->left, CUDA_R_16BF, stored_b.rows, stored_b.cols, b.stride, batch.weights_apart);
-    layout(plan->right, CUDA_R_16BF, stored_a.rows, stored_a.cols, a.stride, 0);
+    layout(plan->left, CUDA_R_16BF, stored_b.rows, stored_b.cols, b.stride, batch.right_apart);
+    layout(plan->right, CUDA_R_16BF, stored_a.rows, stored_a.cols, a.stride, batch.left_apart);
     layout(plan->out, CUDA_R_32F, c.rows, c.cols, c.stride, batch.out_apart);
 
     Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy> wish;
