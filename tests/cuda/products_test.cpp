@@ -452,3 +452,47 @@ TEST_CASE("a model read and differentiated with products in bfloat16 is near the
   MESSAGE("meta-gradient in bfloat16: relative error " << std::sqrt(error / size));
   CHECK(std::sqrt(error / size) <= 0.1);
 }
+
+TEST_CASE("stacked sequences have the gradient in bfloat16 that they have alone, to rounding") {
+  using Attention = SlidingWindowAttention<>;
+  using Model = LanguageModel<Stack<1, Block<Attention, SwiGLU>>,
+                              Stack<2, Block<Attention, DualMLP<SwiGLU, SwiGLU>>>>;
+  const Config config{.vocabulary = 40,
+                      .width = 32,
+                      .heads = 2,
+                      .hidden = 48,
+                      .window = 24,
+                      .rope_base = 10000,
+                      .eps = 1e-6};
+  const InnerLoop<Sgd> learner{.chunk = 16, .clip = 0.5f};
+  const auto gradient = [&](const auto& gpu, Index stacked) {
+    const auto weights = initialise<Model>(config, gpu, 5, 0.2);
+    Random random{23};
+    const auto all = tokens(random, 3 * 49, config.vocabulary);
+    MetaGradient meta(weights.model(), gpu, learner, 48, {.stacked = stacked});
+    auto memory = gpu.template allocate<float>(meta.size());
+    meta(weights.parameters(), all, {}, memory.data());
+    const auto first = on_host(gpu, memory.data(), meta.size());
+    meta(weights.parameters(), all, {}, memory.data());
+    CHECK(on_host(gpu, memory.data(), meta.size()) == first);
+    return first;
+  };
+  const auto distance = [](const std::vector<float>& got, const std::vector<float>& want) {
+    double error = 0, size = 0;
+    for (std::size_t i = 0; i < want.size(); ++i) {
+      error += std::pow(static_cast<double>(got[i]) - static_cast<double>(want[i]), 2);
+      size += std::pow(static_cast<double>(want[i]), 2);
+    }
+    return std::sqrt(error / size);
+  };
+  const Fast gpu;
+  const auto alone = gradient(gpu, 1);
+  const double in_float = distance(alone, gradient(Cuda(), 1));
+  MESSAGE("relative error to the meta-gradient in float: " << in_float);
+  CHECK(in_float <= 0.1);
+  for (const Index stacked : {2, 3}) {
+    const double error = distance(gradient(gpu, stacked), alone);
+    MESSAGE("of " << stacked << " stacked to each alone: " << error);
+    CHECK(error <= in_float);  // which roundings make, and here only some fall otherwise
+  }
+}
