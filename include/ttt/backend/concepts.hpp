@@ -161,4 +161,16 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   b.adam(AdamStep{}, flat, flat_out, flat_out, flat_out, n);
 };
 
+namespace detail {
+
+/// A backend that multiplies in bfloat16 may have weights that learn in it too, beside those it
+/// adds to, rounded once a step and not in every product: alone, or by the axpby that makes them.
+template <class B>
+inline constexpr bool narrows = requires(const B& backend, const typename B::Scalar* from,
+                                         typename B::Scalar* weights, bfloat16* to) {
+  backend.narrow(from, to, Index{0});
+  backend.axpby(1.0, from, 1.0, weights, Index{0}, to);
+};
+
+}  // namespace detail
 }  // namespace ttt::inline TTT_ABI

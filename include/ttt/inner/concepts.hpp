@@ -22,8 +22,18 @@ struct Update {
   Index step = 0;         // steps taken before this one
   Scalar* const* slots = nullptr;
   Scalar* weights = nullptr;
+  bfloat16* copy = nullptr;  // of the new weights, rounded: see rounds_weights
   Index size = 0;
   std::span<const Index> parts = {};  // sizes of the parameters it is made of, where that is known
+};
+
+/// Whether an optimizer or a learner rounds the weights while it writes them, for a backend that
+/// multiplies in bfloat16: then, and only then, update.copy has a place that it must fill. It says
+/// so by its own name, `using RoundsWeights = Sgd`: what derives from it or calls it may write the
+/// weights once more, and does not say so.
+template <class T>
+inline constexpr bool rounds_weights = requires {
+  requires std::same_as<typename T::RoundsWeights, T>;
 };
 
 /// An optimizer keeps `slots` vectors shaped like the weights between steps, zero at first.

@@ -96,6 +96,7 @@ class FastWeights {
   /// One step of the learner along the gradient, and its entry in the counters.
   void step(const WeightsType& weights, const LearnerType& learner, const Plan& plan,
             State& state) {
+    constexpr bool rounds = narrows<B> && rounds_weights<LearnerType>;
     Scalar* slots[LearnerType::slots + 1] = {};
     for (std::size_t i = 0; i < LearnerType::slots; ++i) {
       slots[i] = state.learned.data() + static_cast<Index>(i + 1) * plan.learned;
@@ -106,9 +107,10 @@ class FastWeights {
                                                          .step = counters.inner_steps,
                                                          .slots = slots,
                                                          .weights = state.learned.data(),
+                                                         .copy = rounds ? narrow_.data() : nullptr,
                                                          .size = plan.learned,
                                                          .parts = parts_});
-    if (step.taken) narrow(weights.backend(), state);
+    if (step.taken && !rounds) narrow(weights.backend(), state);
     counters.gradient_norm = step.gradient_norm;
     counters.inner_steps += step.taken ? 1 : 0;
     counters.skipped_steps += step.taken ? 0 : 1;

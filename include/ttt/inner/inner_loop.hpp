@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <optional>
+#include <type_traits>
 
 #include <ttt/inner/concepts.hpp>
 #include <ttt/inner/optimizers.hpp>
@@ -41,6 +42,7 @@ struct InnerLoop {
   std::optional<Token> masked_target = {};  // a token that is never learned from: BOS, say
 
   static constexpr std::size_t slots = Optimizer::slots;
+  using RoundsWeights = std::conditional_t<rounds_weights<Optimizer>, InnerLoop, void>;
 
   bool learns(const ParameterName& name) const {
     const Role role = what == Learns::DynamicMlps ? Role::DynamicMlp : Role::Mlp;

@@ -7,6 +7,20 @@
 
 namespace ttt::inline TTT_ABI {
 
+namespace detail {
+
+/// weights += a * direction, and their copy where one is wanted.
+template <Backend B>
+void move_weights(const B& backend, const Update<typename B::Scalar>& u, double a,
+                  const typename B::Scalar* direction) {
+  if constexpr (narrows<B>) {
+    if (u.copy != nullptr) return backend.axpby(a, direction, 1.0, u.weights, u.size, u.copy);
+  }
+  backend.axpby(a, direction, 1.0, u.weights, u.size);
+}
+
+}  // namespace detail
+
 /// Plain gradient descent, weights -= rate * gradient: the paper's, with rate 1.
 ///
 /// Use it as the template for your own optimizer.
@@ -14,11 +28,12 @@ struct Sgd {
   float rate = 1.0f;
 
   static constexpr std::size_t slots = 0;
+  using RoundsWeights = Sgd;
 
   template <Backend B>
   void step(const B& backend, const Update<typename B::Scalar>& u) const {
-    backend.axpby(-static_cast<double>(rate) * u.multiplier * u.scale, u.gradient, 1.0, u.weights,
-                  u.size);
+    detail::move_weights(backend, u, -static_cast<double>(rate) * u.multiplier * u.scale,
+                         u.gradient);
   }
 
   /// dgradient = -rate * dweights.
@@ -36,11 +51,12 @@ struct Momentum {
   float decay = 0.5f;
 
   static constexpr std::size_t slots = 1;
+  using RoundsWeights = Momentum;
 
   template <Backend B>
   void step(const B& backend, const Update<typename B::Scalar>& u) const {
     backend.axpby(u.scale, u.gradient, static_cast<double>(decay), u.slots[0], u.size);
-    backend.axpby(-static_cast<double>(rate) * u.multiplier, u.slots[0], 1.0, u.weights, u.size);
+    detail::move_weights(backend, u, -static_cast<double>(rate) * u.multiplier, u.slots[0]);
   }
 
   /// dgradient = dvelocity - rate * dweights, and decay times that is the old velocity's.

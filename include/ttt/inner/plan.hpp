@@ -27,14 +27,6 @@ struct SessionOptions {
 
 namespace detail {
 
-/// A backend that multiplies in bfloat16 may have weights that learn in it too, beside those it
-/// adds to, rounded once a step and not in every product.
-template <class B>
-inline constexpr bool narrows = requires(const B& backend, const typename B::Scalar* from,
-                                         bfloat16* to) {
-  backend.narrow(from, to, Index{0});
-};
-
 /// Scalars of what learns. Throws Error, in the name of `who`, unless all of it is in MLPs of the
 /// suffix (nothing before them is reached by the inner gradient) or, for a learner in closed form,
 /// in InPlaceMLPs.

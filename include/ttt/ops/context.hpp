@@ -74,7 +74,7 @@ struct DualView {
 };
 
 /// A weight for the rows of several sequences, one sequence's under the other's. What learns at
-/// test time every sequence has of its own, the next one's `apart` scalars behind, and their
+/// test time every sequence has of its own, the next one's `apart` elements behind, and their
 /// tangents and gradients lie as far apart; any other weight is one for all rows.
 template <class Scalar>
 struct StackedWeight : Weight<Scalar> {
@@ -88,7 +88,11 @@ struct StackedWeight : Weight<Scalar> {
   /// That of one sequence.
   Weight<Scalar> of(Index s) const {
     Weight<Scalar> own = *this;
-    if (s > 0) own.data = static_cast<const Scalar*>(own.data) + s * apart;
+    if (s > 0) {
+      own.data = own.narrow
+                     ? static_cast<const void*>(static_cast<const bfloat16*>(own.data) + s * apart)
+                     : static_cast<const Scalar*>(own.data) + s * apart;
+    }
     return own;
   }
   /// The place of its gradient, when `first` is that of the first one's.

@@ -3,6 +3,7 @@
 /// Linear maps without bias, and the residual sum.
 #pragma once
 
+#include <algorithm>
 #include <array>
 
 #include <ttt/ops/context.hpp>
@@ -13,18 +14,42 @@ namespace ops {
 namespace detail {
 
 /// y (+)= x · w, and dw (+)= xᵀ · dy with the weight to know whose gradient is where: every
-/// sequence's rows by its own. A backend gets one product for all rows or one a sequence.
+/// sequence's rows by its own. A backend gets one product for all rows or one a sequence, unless it
+/// has those in one primitive, matmul_parts and matmul_gradient_parts.
 template <class B>
 void product(const B& backend, View<const typename B::Scalar> x,
              const StackedWeight<typename B::Scalar>& w, View<typename B::Scalar> y, Write write) {
   const Index n = w.sequences;
+  if constexpr (requires { backend.matmul_parts(x, w, n, w.apart, y, write); }) {
+    if (n > 1 && backend.matmul_parts(x, w, n, w.apart, y, write)) return;
+  }
   for (Index s = 0; s < n; ++s) backend.matmul(x.part(s, n), w.of(s), y.part(s, n), write);
+}
+/// y = x · w of each weight. A backend may have them in one primitive, matmul_each, where one
+/// sequence's rows are all.
+template <class B, std::size_t count>
+void products(const B& backend, View<const typename B::Scalar> x,
+              const std::array<StackedWeight<typename B::Scalar>, count>& w,
+              const std::array<View<typename B::Scalar>, count>& y) {
+  if constexpr (count > 1 && requires(std::array<Weight<typename B::Scalar>, count> alone) {
+                  backend.matmul_each(x, alone, y);
+                }) {
+    std::array<Weight<typename B::Scalar>, count> alone;
+    std::copy(w.begin(), w.end(), alone.begin());
+    const bool is_one =
+        std::all_of(w.begin(), w.end(), [](const auto& each) { return each.sequences == 1; });
+    if (is_one && backend.matmul_each(x, alone, y)) return;
+  }
+  for (std::size_t i = 0; i < count; ++i) product(backend, x, w[i], y[i], Write::Replace);
 }
 template <class B>
 void product_gradient(const B& backend, View<const typename B::Scalar> x,
                       View<const typename B::Scalar> dy, const StackedWeight<typename B::Scalar>& w,
                       View<typename B::Scalar> dw, Write write) {
   const Index n = w.sequences;
+  if constexpr (requires { backend.matmul_gradient_parts(x, dy, n, w.apart, dw, write); }) {
+    if (n > 1 && backend.matmul_gradient_parts(x, dy, n, w.apart, dw, write)) return;
+  }
   for (Index s = 0; s < n; ++s) {
     backend.matmul_gradient(x.part(s, n), dy.part(s, n), w.gradient_of(s, dw), write);
   }
@@ -54,8 +79,7 @@ DualView<typename B::Scalar> linear(TangentContext<B>& c, const DualView<typenam
   return y;
 }
 
-/// x · w of each weight, as linear gives them one after the other. A backend may have them in one
-/// primitive, matmul_each, where one sequence's rows are all.
+/// x · w of each weight, as linear gives them one after the other, or at once.
 template <class B, class... Weights>
 std::array<View<typename B::Scalar>, sizeof...(Weights)> linears(Context<B>& c,
                                                                  View<const typename B::Scalar> x,
@@ -63,20 +87,29 @@ std::array<View<typename B::Scalar>, sizeof...(Weights)> linears(Context<B>& c,
   constexpr std::size_t count = sizeof...(Weights);
   const std::array<StackedWeight<typename B::Scalar>, count> w{weights...};
   const std::array<View<typename B::Scalar>, count> y{c.make(x.rows, weights.cols)...};
-  const std::array<Weight<typename B::Scalar>, count> alone{weights...};
-  if constexpr (requires { c.backend.matmul_each(x, alone, y); }) {
-    const bool is_one = ((StackedWeight<typename B::Scalar>(weights).sequences == 1) && ...);
-    if (is_one && c.backend.matmul_each(x, alone, y)) return y;
-  }
-  for (std::size_t i = 0; i < count; ++i) {
-    detail::product(c.backend, x, w[i], y[i], Write::Replace);
-  }
+  detail::products(c.backend, x, w, y);
   return y;
 }
 template <class B, class... Weights>
 std::array<DualView<typename B::Scalar>, sizeof...(Weights)> linears(
     TangentContext<B>& c, const DualView<typename B::Scalar>& x, const Weights&... weights) {
-  return {linear(c, x, weights)...};
+  using Scalar = typename B::Scalar;
+  constexpr std::size_t count = sizeof...(Weights);
+  const std::array<DualWeight<Scalar>, count> w{weights...};
+  const std::array<DualView<Scalar>, count> y{
+      c.make(x.rows, weights.cols, x.moves() || weights.moves())...};
+  if (x.moves()) {
+    std::array<StackedWeight<Scalar>, count> values;
+    std::array<View<Scalar>, count> tangents;
+    std::copy(w.begin(), w.end(), values.begin());
+    std::transform(y.begin(), y.end(), tangents.begin(), [](const auto& v) { return v.tangent; });
+    detail::products(c.backend, x.tangent, values, tangents);
+  }
+  const Write write = x.moves() ? Write::Add : Write::Replace;
+  for (std::size_t i = 0; i < count; ++i) {
+    if (w[i].moves()) detail::product(c.backend, x.value, w[i].tangent, y[i].tangent, write);
+  }
+  return y;
 }
 
 /// dw = xᵀ · dy (replaced or added to, as the context says) and dx (+)= dy · wᵀ; an absent one is

@@ -44,8 +44,7 @@ Gated<View<typename B::Scalar>> gated(Context<B>& c, View<const typename B::Scal
     const bool is_one = w1.sequences == 1 && w3.sequences == 1;
     if (is_one && c.backend.gated(x, w1, w3, out.gate, out.up, out.hidden)) return out;
   }
-  detail::product(c.backend, x, w1, out.gate, Write::Replace);
-  detail::product(c.backend, x, w3, out.up, Write::Replace);
+  detail::products(c.backend, x, std::array{w1, w3}, std::array{out.gate, out.up});
   c.backend.swiglu(out.gate, out.up, out.hidden);
   return out;
 }
@@ -54,7 +53,7 @@ Gated<DualView<typename B::Scalar>> gated(TangentContext<B>& c,
                                           const DualView<typename B::Scalar>& x,
                                           const DualWeight<typename B::Scalar>& w1,
                                           const DualWeight<typename B::Scalar>& w3) {
-  const auto gate = linear(c, x, w1), up = linear(c, x, w3);
+  const auto [gate, up] = linears(c, x, w1, w3);
   return {gate, up, swiglu(c, gate, up)};
 }
 

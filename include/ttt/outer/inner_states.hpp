@@ -16,7 +16,8 @@ namespace detail {
 /// segment, and those before and behind every chunk of the segment at work, with its inner
 /// gradients. A state is the weights that learn, sequence by sequence, then likewise the
 /// optimizer's slots; so everything that a sequence has of its own lies `learned` scalars behind
-/// the one before.
+/// the one before. Where the backend narrows, products read rounded copies: of the weights at work,
+/// and of the directions they move in.
 template <class Model, class B, class LearnerType>
 class InnerStates {
   using Scalar = typename B::Scalar;
@@ -38,6 +39,7 @@ class InnerStates {
         gradient_(backend.template allocate<Scalar>(all_ * segment)),
         outer_(backend.template allocate<Scalar>(size_)),
         direction_(backend.template allocate<Scalar>(all_)),
+        narrow_(backend.template allocate<bfloat16>(narrows<B> ? 2 * all_ : 0)),
         base_(model.template tree<Weight<Scalar>>()),
         tree_(model.template tree<StackedWeight<Scalar>>()),
         moving_(model.template tree<DualWeight<Scalar>>()),
@@ -70,18 +72,26 @@ class InnerStates {
       }
     });
     backend_.fill(Scalar(0), state(0) + all_, size_ - all_);
+    work_at(0);
   }
 
-  /// Keeps the state at place 0 as the beginning of a segment, and brings it back.
+  /// Keeps the state at place 0, which is at work, as the beginning of a segment, and brings it
+  /// back.
   void put_aside(Index segment) { backend_.copy(state(0), kept(segment), size_); }
-  void take_back(Index segment) { backend_.copy(kept(segment), state(0), size_); }
+  void take_back(Index segment) {
+    backend_.copy(kept(segment), state(0), size_);
+    work_at(0);
+  }
   void copy(Index from, Index to) { backend_.copy(state(from), state(to), size_); }
 
-  /// The model's parameters with the states at a place in theirs.
+  /// The model's parameters with the states at a place in theirs: those at work, which are what
+  /// steps led to since begin or take_back.
   const StackedTree& tree(Index place) {
-    each_learned([&](Index at, const Weight<Scalar>& leaf,
-                     StackedWeight<Scalar>& value) { value = stacked(state(place) + at, leaf); },
-                 tree_);
+    each_learned(
+        [&](Index at, const Weight<Scalar>& leaf, StackedWeight<Scalar>& value) {
+          value = stacked(state(place), narrow_.data(), at, leaf);
+        },
+        tree_);
     return tree_;
   }
 
@@ -95,14 +105,20 @@ class InnerStates {
     return inner_;
   }
 
-  /// One update of sequence s in the state at `to`, by the inner gradient of the chunk at `from`.
+  /// One update of sequence s in the state at `to`, which is then at work, by the inner gradient of
+  /// the chunk at `from`.
   Step step(const B& backend, const LearnerType& learner, Index s, Index from, Index to,
             Index steps) {
     std::vector<Scalar*> slots = slots_of(state(to), s);
     Update<Scalar> update = update_at(from, s, steps);
     update.slots = slots.data();
     update.weights = state(to) + s * learned_;
-    return learner.update(backend, update);
+    constexpr bool rounds = narrows<B> && rounds_weights<LearnerType>;
+    bfloat16* const copy = narrow_.data() + (narrows<B> ? s * learned_ : 0);
+    if (rounds) update.copy = copy;
+    const Step step = learner.update(backend, update);
+    if (step.taken && !rounds) narrow(update.weights, copy, learned_);
+    return step;
   }
 
   /// The gradient of the final states is zero; those of the parameters will be added to `d`.
@@ -138,10 +154,13 @@ class InnerStates {
 
   /// The tree of a place, with the directions as the tangents of what learns if anything moves.
   const MovingTree& moving_tree(Index place, bool moves) {
+    bfloat16* const directions = narrow_.data() + (narrows<B> ? all_ : 0);
+    work_at(place);
+    if (moves) narrow(direction_.data(), directions, sequences_ * learned_);
     each_learned(
         [&](Index at, const Weight<Scalar>& leaf, DualWeight<Scalar>& to) {
-          to = stacked(state(place) + at, leaf);
-          if (moves) to.tangent = stacked(direction_.data() + at, leaf);
+          to = stacked(state(place), narrow_.data(), at, leaf);
+          if (moves) to.tangent = stacked(direction_.data(), directions, at, leaf);
         },
         moving_);
     return moving_;
@@ -164,8 +183,18 @@ class InnerStates {
   Scalar* state(Index place) { return states_.data() + place * size_; }
   Scalar* kept(Index segment) { return state(segment_ + 1 + segment); }
 
-  StackedWeight<Scalar> stacked(const Scalar* first, const Weight<Scalar>& leaf) const {
-    return {View<const Scalar>(first, leaf.rows, leaf.cols), sequences_, learned_};
+  void work_at(Index place) { narrow(state(place), narrow_.data(), sequences_ * learned_); }
+  void narrow(const Scalar* from, bfloat16* to, Index size) const {
+    if constexpr (narrows<B>) backend_.narrow(from, to, size);
+  }
+  /// A leaf of everybody's weights, or of their copy, as products read it.
+  StackedWeight<Scalar> stacked(const Scalar* all, const bfloat16* copy, Index at,
+                                const Weight<Scalar>& leaf) const {
+    if constexpr (narrows<B>) {
+      return {View<const bfloat16>(copy + at, leaf.rows, leaf.cols), sequences_, learned_};
+    } else {
+      return {View<const Scalar>(all + at, leaf.rows, leaf.cols), sequences_, learned_};
+    }
   }
   std::vector<Scalar*> slots_of(Scalar* state, Index s) const {
     std::vector<Scalar*> slots(LearnerType::slots + 1);
@@ -202,6 +231,7 @@ class InnerStates {
   typename B::template Buffer<Scalar> gradient_;   // inner, of every chunk of the segment
   typename B::template Buffer<Scalar> outer_;      // outer, of the states
   typename B::template Buffer<Scalar> direction_;  // outer, of the inner gradients
+  typename B::template Buffer<bfloat16> narrow_;   // copies of the weights at work, of directions
   Tree base_;
   StackedTree tree_;
   MovingTree moving_;

@@ -72,7 +72,8 @@ struct SequencePlan {
   Index size() const {
     const Index states = segments() + segment + 2, gradients = (segment + 1) * learned;
     const Index each = lower + scalars_of<Scalar, CacheScalar>(caches.size()) + caches.size() +
-                       scalars_of<Scalar, Token>(2 * length + 1) + 2 * length + gradients;
+                       scalars_of<Scalar, Token>(2 * length + 1) + 2 * length + gradients +
+                       (narrows<B> ? scalars_of<Scalar, bfloat16>(2 * learned) : 0);
     return sequences * each + states * state() + segment * record + scratch;
   }
 

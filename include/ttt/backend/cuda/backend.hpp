@@ -120,13 +120,14 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   }
 
   /// y = x · w for each of several weights, at once. False, and nothing done, where one product
-  /// after the other is as good: more rows than a few, weights that do not lie alike.
+  /// after the other is as good: products that fill the GPU, weights that do not lie alike.
   template <std::size_t count>
   bool matmul_each(In x, const std::array<Weight<S>, count>& w,
                    const std::array<Out, count>& y) const requires(fast) {
-    return x.rows <= detail::TensorCores::few_rows &&
-           Launch::matvec_each(next(), x, w.data(), y.data(), Index{count});
+    return Queue::product_each(x, w, y);
   }
+  using Queue::matmul_gradient_parts;
+  using Queue::matmul_parts;
   /// gate = x · w1, up = x · w3 and swiglu of them, at once; false likewise.
   bool gated(In x, Weight<S> w1, Weight<S> w3, Out gate, Out up, Out out) const requires(fast) {
     return x.rows <= detail::TensorCores::few_rows &&
@@ -358,9 +359,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
     synchronize();
     return *device_->sum();
   }
-  void axpby(double a, const S* x, double b, S* y, Index size) const {
-    Launch::axpby(next(), a, x, b, y, size);
-  }
+  using Queue::axpby;
   void adam(const AdamStep& step, const S* gradient, S* m, S* v, S* weights, Index size) const {
     Launch::adam(next(), step, gradient, m, v, weights, size);
   }

@@ -188,7 +188,8 @@ struct [[gnu::visibility("hidden")]] Launch {
   /// The sum of x · y into *sum, through `blocks` partial sums, in an order that never changes.
   static void dot(Stream, const S* x, const S* y, Index size, double* partial, int blocks,
                   double* sum);
-  static void axpby(Stream, double a, const S* x, double b, S* y, Index size);
+  static void axpby(Stream, double a, const S* x, double b, S* y, Index size,
+                    bfloat16* copy = nullptr);
   static void adam(Stream, const AdamStep&, const S* gradient, S* m, S* v, S* weights, Index size);
 };
 

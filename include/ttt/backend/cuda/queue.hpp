@@ -3,6 +3,7 @@
 /// What a backend puts on its stream, one thing behind the other. Any host compiler reads this.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <utility>
 
@@ -101,6 +102,44 @@ class Queue {
     } else {
       Launch<S>::matmul(next(), a.template stored<S>(), a.transposed, b, c, write);
     }
+  }
+
+  /// y = x · w for each of several weights, at once. False, and nothing done, where there is no way
+  /// that is better than one after the other.
+  template <std::size_t count>
+  bool product_each(In x, const std::array<Weight<S>, count>& w,
+                    const std::array<Out, count>& y) const requires(fast) {
+    if (x.rows <= TensorCores::few_rows) {
+      return Launch<S>::matvec_each(next(), x, w.data(), y.data(), Index{count});
+    }
+    if constexpr (count > 1) {
+      start_pending();
+      return tensor_cores_->multiply_each(Weight<S>(x), w, y);
+    }
+    return false;
+  }
+
+  /// y (+)= x · w of each of `parts` equal parts of the rows, by weights that lie `apart` elements
+  /// from each other, at once; and dw (+)= xᵀ · dy of each. False likewise.
+  bool matmul_parts(In x, Weight<S> w, Index parts, Index apart, Out y, Write write) const
+      requires(fast) {
+    if (x.rows / parts <= TensorCores::few_rows) return false;
+    start_pending();
+    return tensor_cores_->multiply_parts(x, w, parts, apart, y, write);
+  }
+  bool matmul_gradient_parts(In x, In dy, Index parts, Index apart, Out dw, Write write) const
+      requires(fast) {
+    start_pending();
+    return tensor_cores_->multiply_gradient_parts(x, dy, parts, apart, dw, write);
+  }
+
+  void axpby(double a, const S* x, double b, S* y, Index size) const {
+    Launch<S>::axpby(next(), a, x, b, y, size);
+  }
+  /// And a copy of y, rounded.
+  void axpby(double a, const S* x, double b, S* y, Index size, bfloat16* copy) const
+      requires(fast) {
+    Launch<S>::axpby(next(), a, x, b, y, size, copy);
   }
 
   /// A sum on the residual stream, which may wait for what comes next.

@@ -4,11 +4,13 @@
 /// compiler reads this.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -86,17 +88,115 @@ class TensorCores {
     if (c.rows == 0 || c.cols == 0) return;
     const std::lock_guard lock(mutex_);
     const cudaStream_t stream = device_->stream();
-    const bool fits = used_bytes() + rounded_bytes(a) + rounded_bytes(b) <= scratch_.size();
-    if (!remember_ || !fits) rounded_.clear();
-    if (!fits) grow(rounded_bytes(a) + rounded_bytes(b));
+    const Weight<float> both[] = {a, b};
+    make_room(both);
     const Weight<float> left = rounded(stream, a), right = rounded(stream, b);
-    start(stream, left, right, c, write);
-    std::erase_if(rounded_, [&](const Rounded& one) { return overlap(one.from, c); });
+    start(stream, left, right, c, write, {});
+    forget_what_was_in(c);
+  }
+
+  /// y = x · w for each of several weights, as one product where their memory allows it. False, and
+  /// nothing done, where they differ, results do not lie alike, or each is enough for a GPU. Throws
+  /// Error when there is no room for rounded operands.
+  template <std::size_t count>
+  bool multiply_each(Weight<float> x, const std::array<Weight<float>, count>& w,
+                     const std::array<View<float>, count>& y) {
+    const View<float>& first = y[0];
+    if (!is_small(first)) return false;
+    for (std::size_t i = 1; i < count; ++i) {
+      if (w[i].stride != w[0].stride || w[i].transposed != w[0].transposed ||
+          w[i].narrow != w[0].narrow || !(w[i].shape() == w[0].shape()) ||
+          y[i].stride != first.stride || !(y[i].shape() == first.shape())) {
+        return false;
+      }
+    }
+    Batch batch{count};
+    batch.out_apart = distance<float>(y);
+    if (batch.out_apart == 0) return false;
+    const std::lock_guard lock(mutex_);
+    const cudaStream_t stream = device_->stream();
+    std::array<Weight<float>, count + 1> operands{x};
+    std::copy(w.begin(), w.end(), operands.begin() + 1);
+    make_room(operands);
+    const Weight<float> left = rounded(stream, x);
+    std::array<Weight<float>, count> right;
+    for (std::size_t i = 0; i < count; ++i) right[i] = rounded(stream, w[i]);
+    batch.right_apart = distance<bfloat16>(right);
+    if (batch.right_apart > 0) {
+      start(stream, left, right[0], first, Write::Replace, batch);
+    } else {
+      for (std::size_t i = 0; i < count; ++i)
+        start(stream, left, right[i], y[i], Write::Replace, {});
+    }
+    for (const View<float>& each : y) forget_what_was_in(each);
+    return true;
+  }
+
+  /// y (+)= x · w of each of `parts` equal parts of the rows, by weights in bfloat16 that lie
+  /// `apart` elements from each other, as one product. False likewise.
+  bool multiply_parts(const View<const float>& x, const Weight<float>& w, Index parts, Index apart,
+                      const View<float>& y, Write write) {
+    const View<float> first = y.part(0, parts);
+    const Index out_apart = first.rows * first.stride;
+    if (!w.narrow || !is_small(first) || apart % 8 != 0 || out_apart % 4 != 0) return false;
+    const std::lock_guard lock(mutex_);
+    const cudaStream_t stream = device_->stream();
+    const Weight<float> operands[] = {x};
+    make_room(operands);
+    const View<const bfloat16> left = first_part(stream, x, parts);
+    start(stream, left, w, first, write, {parts, left.rows * left.stride, apart, out_apart});
+    forget_what_was_in(y);
+    return true;
+  }
+  /// dw (+)= xᵀ · dy of each part likewise, where gradients lie so far apart.
+  bool multiply_gradient_parts(const View<const float>& x, const View<const float>& dy, Index parts,
+                               Index apart, const View<float>& dw, Write write) {
+    if (!is_small(dw) || apart % 4 != 0) return false;
+    const std::lock_guard lock(mutex_);
+    const cudaStream_t stream = device_->stream();
+    const Weight<float> operands[] = {x, dy};
+    make_room(operands);
+    const View<const bfloat16> left = first_part(stream, x, parts);
+    const View<const bfloat16> right = first_part(stream, dy, parts);
+    start(stream, Weight<float>(left).transpose(), right, dw, write,
+          {parts, left.rows * left.stride, right.rows * right.stride, apart});
+    for (Index i = 0; i < parts; ++i) {
+      forget_what_was_in({dw.data + i * apart, dw.rows, dw.cols, dw.stride});
+    }
+    return true;
   }
 
  private:
   static constexpr Index workspace_bytes = Index{32} << 20;
   static constexpr Index row_alignment = 8;  // elements: 16 bytes
+  /// Tiles of a product that keep a GPU's multiprocessors busy, four for each of an H200's: then
+  /// one product after the other is as good.
+  static constexpr Index filling_tiles = 4 * 132;
+  static bool is_small(const View<float>& c) {
+    const Index tiles = (c.rows + 127) / 128 * ((c.cols + 127) / 128);
+    return tiles > 0 && tiles < filling_tiles;
+  }
+
+  /// Products that are computed as one, as many with operands and results at equal distances.
+  struct Batch {
+    Index count = 1;
+    Index left_apart = 0;  // elements from one to the next
+    Index right_apart = 0;
+    Index out_apart = 0;
+  };
+  /// Elements from one matrix to the next, if the same everywhere, forwards, and in alignment; else
+  /// 0.
+  template <class Element, class Matrices>
+  static Index distance(const Matrices& all) {
+    const auto address = [&](std::size_t i) {
+      return static_cast<Index>(reinterpret_cast<std::uintptr_t>(all[i].data));
+    };
+    const Index apart = address(1) - address(0);
+    for (std::size_t i = 2; i < all.size(); ++i) {
+      if (address(i) - address(i - 1) != apart) return 0;
+    }
+    return apart > 0 && apart % 16 == 0 ? apart / static_cast<Index>(sizeof(Element)) : 0;
+  }
 
   /// An operand in float, and the scratch with its copy.
   struct Rounded {
@@ -111,6 +211,22 @@ class TensorCores {
     scratch_ = Buffer<std::uint8_t>(device_, bytes);
   }
   Index used_bytes() const { return rounded_.empty() ? 0 : rounded_.back().end; }
+  /// For the copies of operands that have none yet; forgets the others where there is too little.
+  void make_room(std::span<const Weight<float>> operands) {
+    if (!remember_) rounded_.clear();
+    const auto missing = [&] {
+      Index bytes = 0;
+      for (const Weight<float>& w : operands) bytes += find(w).empty() ? rounded_bytes(w) : 0;
+      return bytes;
+    };
+    if (used_bytes() + missing() <= scratch_.size()) return;
+    rounded_.clear();
+    grow(missing());
+  }
+
+  void forget_what_was_in(const View<float>& c) {
+    std::erase_if(rounded_, [&](const Rounded& one) { return overlap(one.from, c); });
+  }
 
   static Index rounded_stride(const View<const float>& v) {
     return (v.cols + row_alignment - 1) / row_alignment * row_alignment;
@@ -139,23 +255,41 @@ class TensorCores {
     return to;
   }
 
-  Weight<float> rounded(cudaStream_t stream, Weight<float> w) {
+  /// The copy of an operand, or of the rows of one; without data where there is none.
+  Weight<float> find(const Weight<float>& w) const {
     if (w.narrow) return w;
     const View<const float> from = w.stored<float>();
+    const auto address = [](const float* data) { return reinterpret_cast<std::uintptr_t>(data); };
     for (const Rounded& one : rounded_) {
-      if (one.from.data != from.data || one.from.stride != from.stride ||
-          !(one.from.shape() == from.shape())) {
+      if (address(from.data) < address(one.from.data) || one.from.stride != from.stride ||
+          one.from.cols != from.cols) {
         continue;
       }
-      return w.transposed ? one.to.transpose() : one.to;
+      const auto behind = static_cast<Index>(address(from.data) - address(one.from.data));
+      const Index row_bytes = from.stride * static_cast<Index>(sizeof(float));
+      const Index first = row_bytes == 0 ? 0 : behind / row_bytes;
+      if (behind != first * row_bytes || first + from.rows > one.from.rows) continue;
+      const Weight<float> to = one.to.stored<bfloat16>().rows_at(first, from.rows);
+      return w.transposed ? to.transpose() : to;
     }
+    return {};
+  }
+
+  Weight<float> rounded(cudaStream_t stream, const Weight<float>& w) {
+    const Weight<float> found = find(w);
+    if (!found.empty()) return found;
+    const View<const float> from = w.stored<float>();
     const View<bfloat16> to = place(from);
     Launch<float>::round(stream, from, to);
     return w.transposed ? rounded_.back().to.transpose() : rounded_.back().to;
   }
 
+  View<const bfloat16> first_part(cudaStream_t stream, const View<const float>& x, Index parts) {
+    return rounded(stream, x).stored<bfloat16>().part(0, parts);
+  }
+
   /// What decides how a product is computed: sizes, strides, layouts, alignments.
-  using Shape = std::array<Index, 11>;
+  using Shape = std::array<Index, 15>;
 
   struct Plan {
     Owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy> product;
@@ -165,8 +299,8 @@ class TensorCores {
 
   /// cuBLASLt's matrices are column-major, so it is asked for cᵀ = bᵀ · aᵀ.
   void start(cudaStream_t stream, const Weight<float>& a, const Weight<float>& b, View<float> c,
-             Write write) {
-    const Plan& plan = plan_of(a, b, c);
+             Write write, const Batch& batch) {
+    const Plan& plan = plan_of(a, b, c, batch);
     if (workspace_.size() == 0) workspace_ = Buffer<std::uint8_t>(device_, workspace_bytes);
     const float one = 1, rest = write == Write::Add ? 1.0f : 0.0f;
     check(cublasLtMatmul(handle_.get(), plan.product.get(), &one, b.data, plan.left.get(), a.data,
@@ -180,11 +314,14 @@ class TensorCores {
     return address % 16 == 0 ? 16u : static_cast<std::uint32_t>(address & (~address + 1));
   }
 
-  const Plan& plan_of(const Weight<float>& a, const Weight<float>& b, const View<float>& c) {
+  const Plan& plan_of(const Weight<float>& a, const Weight<float>& b, const View<float>& c,
+                      const Batch& batch) {
     const std::uint32_t alignments[] = {alignment_of(a.data), alignment_of(b.data),
                                         alignment_of(c.data)};
-    const Shape shape = {c.rows,   c.cols,   b.rows,        a.transposed,  b.transposed, a.stride,
-                         b.stride, c.stride, alignments[0], alignments[1], alignments[2]};
+    const Shape shape = {
+        c.rows,        c.cols,      b.rows,           a.transposed,      b.transposed,
+        a.stride,      b.stride,    c.stride,         alignments[0],     alignments[1],
+        alignments[2], batch.count, batch.left_apart, batch.right_apart, batch.out_apart};
     const auto found = plans_.find(shape);
     if (found != plans_.end()) return *found->second;
     if (handle_.get() == nullptr) check(cublasLtCreate(handle_.place()), "no handle");
@@ -197,16 +334,25 @@ class TensorCores {
     };
     set(CUBLASLT_MATMUL_DESC_TRANSA, b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
     set(CUBLASLT_MATMUL_DESC_TRANSB, a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
-    const auto layout = [](auto& place, cudaDataType type, Index stored_rows, Index stored_cols,
-                           Index stride) {
+    const auto layout = [&](auto& place, cudaDataType type, Index stored_rows, Index stored_cols,
+                            Index stride, Index apart) {
       check(cublasLtMatrixLayoutCreate(place.place(), type, static_cast<std::uint64_t>(stored_cols),
                                        static_cast<std::uint64_t>(stored_rows), stride),
             "a matrix's layout");
+      if (batch.count == 1) return;
+      const auto times = static_cast<std::int32_t>(batch.count);
+      check(cublasLtMatrixLayoutSetAttribute(place.get(), CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
+                                             &times, sizeof times),
+            "a matrix's layout");
+      const std::int64_t to_next = apart;
+      check(cublasLtMatrixLayoutSetAttribute(
+                place.get(), CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &to_next, sizeof to_next),
+            "a matrix's layout");
     };
     const auto stored_a = a.stored<bfloat16>(), stored_b = b.stored<bfloat16>();
-    layout(plan->left, CUDA_R_16BF, stored_b.rows, stored_b.cols, b.stride);
-    layout(plan->right, CUDA_R_16BF, stored_a.rows, stored_a.cols, a.stride);
-    layout(plan->out, CUDA_R_32F, c.rows, c.cols, c.stride);
+    layout(plan->left, CUDA_R_16BF, stored_b.rows, stored_b.cols, b.stride, batch.right_apart);
+    layout(plan->right, CUDA_R_16BF, stored_a.rows, stored_a.cols, a.stride, batch.left_apart);
+    layout(plan->out, CUDA_R_32F, c.rows, c.cols, c.stride, batch.out_apart);
 
     Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy> wish;
     check(cublasLtMatmulPreferenceCreate(wish.place()), "a preference");

@@ -39,13 +39,82 @@ __device__ inline double product(double a, double b) {
   return __dmul_rn(a, b);
 }
 
-/// With `replace`, y is written and never read.
+/// Packs that a thread has on their way at a time, and the numbers that a block then has.
+constexpr int flat_packs = 4;
 template <class S>
-__global__ void axpby_kernel(S a, const S* x, S b, bool replace, S* y, Index size) {
-  each(size, [&](Index i) {
-    const S ax = product(a, x[i]);
-    y[i] = replace ? ax : b * y[i] + ax;
-  });
+constexpr Index flat_tile = Index{flat_threads} * flat_packs* pack_size<S>;
+
+/// A thread's numbers of the tile of a vector that begins at `first`: the same ones whether the
+/// tile is `whole`, and lies so that packs can be moved at once, or not.
+template <class S>
+struct FlatShare {
+  static constexpr int each = pack_size<S>;
+  RawPack<S, each> packs[flat_packs];
+
+  static __device__ Index place(Index first, int p) {
+    return first + (static_cast<Index>(p) * flat_threads + threadIdx.x) * each;
+  }
+  /// Zeros behind the end.
+  __device__ void load(const S* from, Index first, Index size, bool whole) {
+    if (whole) {
+#pragma unroll
+      for (int p = 0; p < flat_packs; ++p) {
+        packs[p] = *reinterpret_cast<const RawPack<S, each>*>(from + place(first, p));
+      }
+      return;
+    }
+#pragma unroll
+    for (int p = 0; p < flat_packs; ++p) {
+#pragma unroll
+      for (int n = 0; n < each; ++n) {
+        const Index i = place(first, p) + n;
+        packs[p].at[n] = i < size ? from[i] : S(0);
+      }
+    }
+  }
+  /// As they are, or rounded.
+  template <class To>
+  __device__ void store(To* to, Index first, Index size, bool whole) const {
+#pragma unroll
+    for (int p = 0; p < flat_packs; ++p) {
+      const Index at = place(first, p);
+      RawPack<To, each> out;
+#pragma unroll
+      for (int n = 0; n < each; ++n) set(out.at[n], packs[p].at[n]);
+      if (whole) {
+        *reinterpret_cast<RawPack<To, each>*>(to + at) = out;
+        continue;
+      }
+#pragma unroll
+      for (int n = 0; n < each; ++n) {
+        if (at + n < size) to[at + n] = out.at[n];
+      }
+    }
+  }
+};
+
+/// With `replace`, y is written and never read. A copy of it in bfloat16 goes where one is wanted.
+template <class S>
+__global__ void __launch_bounds__(flat_threads)
+    axpby_kernel(S a, const S* x, S b, bool replace, S* y, bfloat16* copy, Index size,
+                 bool aligned) {
+  const Index first = static_cast<Index>(blockIdx.x) * flat_tile<S>;
+  const bool whole = aligned && first + flat_tile<S> <= size;
+  FlatShare<S> in, out;
+  in.load(x, first, size, whole);
+  if (!replace) out.load(y, first, size, whole);
+#pragma unroll
+  for (int p = 0; p < flat_packs; ++p) {
+#pragma unroll
+    for (int n = 0; n < FlatShare<S>::each; ++n) {
+      const S ax = product(a, in.packs[p].at[n]);
+      out.packs[p].at[n] = replace ? ax : b * out.packs[p].at[n] + ax;
+    }
+  }
+  out.store(y, first, size, whole);
+  if constexpr (std::is_same_v<S, float>) {
+    if (copy != nullptr) out.store(copy, first, size, whole);
+  }
 }
 
 /// The factors of an AdamStep in the weights' own scalar.
@@ -68,9 +137,27 @@ __global__ void adam_kernel(AdamFactors<S> f, const S* gradient, S* m, S* v, S* 
 }
 
 template <class S>
-__global__ void dot_kernel(const S* x, const S* y, Index size, double* partial) {
+__global__ void __launch_bounds__(flat_threads)
+    dot_kernel(const S* x, const S* y, Index size, double* partial, bool aligned) {
   double sum = 0;
-  each(size, [&](Index i) { sum += static_cast<double>(x[i]) * static_cast<double>(y[i]); });
+  const Index step = static_cast<Index>(gridDim.x) * flat_tile<S>;
+  for (Index first = static_cast<Index>(blockIdx.x) * flat_tile<S>; first < size; first += step) {
+    const bool whole = aligned && first + flat_tile<S> <= size;
+    FlatShare<S> left, right;
+    left.load(x, first, size, whole);
+    if (x == y) {
+      right = left;
+    } else {
+      right.load(y, first, size, whole);
+    }
+#pragma unroll
+    for (int p = 0; p < flat_packs; ++p) {
+#pragma unroll
+      for (int n = 0; n < FlatShare<S>::each; ++n) {
+        sum += widen(left.packs[p].at[n]) * widen(right.packs[p].at[n]);
+      }
+    }
+  }
   sum = block_sum(sum);
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
@@ -85,6 +172,12 @@ __global__ void total_kernel(const double* partial, int blocks, double* sum) {
   if (threadIdx.x == 0) *sum = mine;
 }
 
+/// Whether vectors begin where packs can be moved at once.
+template <class... T>
+bool lie_in_packs(const T*... vectors) {
+  return ((reinterpret_cast<std::uintptr_t>(vectors) % 16 == 0) && ...);
+}
+
 }  // namespace
 
 template <class S>
@@ -97,10 +190,11 @@ void Launch<S>::fill(Stream stream, bfloat16 value, bfloat16* to, Index size) {
 }
 
 template <class S>
-void Launch<S>::axpby(Stream stream, double a, const S* x, double b, S* y, Index size) {
+void Launch<S>::axpby(Stream stream, double a, const S* x, double b, S* y, Index size,
+                      bfloat16* copy) {
   if (size == 0) return;
-  axpby_kernel<<<flat_blocks(size), flat_threads, 0, stream>>>(static_cast<S>(a), x,
-                                                               static_cast<S>(b), b == 0, y, size);
+  axpby_kernel<<<grid(blocks_for(size, flat_tile<S>)), flat_threads, 0, stream>>>(
+      static_cast<S>(a), x, static_cast<S>(b), b == 0, y, copy, size, lie_in_packs(x, y, copy));
 }
 
 template <class S>
@@ -119,7 +213,8 @@ void Launch<S>::adam(Stream stream, const AdamStep& step, const S* gradient, S* 
 template <class S>
 void Launch<S>::dot(Stream stream, const S* x, const S* y, Index size, double* partial, int blocks,
                     double* sum) {
-  dot_kernel<<<static_cast<unsigned>(blocks), flat_threads, 0, stream>>>(x, y, size, partial);
+  dot_kernel<<<static_cast<unsigned>(blocks), flat_threads, 0, stream>>>(x, y, size, partial,
+                                                                         lie_in_packs(x, y));
   total_kernel<><<<1, flat_threads, 0, stream>>>(partial, blocks, sum);
 }
 

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT
+// A backend that narrows reads rounded copies of what learns, made once a step: what comes of it is
+// what comes of a backend that rounds them in every product.
+#include <string>
+#include <support/meta_gradient.hpp>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <ttt/inner/session.hpp>
+
+namespace {
+
+using namespace ttt;
+using namespace ttt::test::meta;
+
+using Float = eigen::Backend<float>;
+
+/// Rounds the weights of every product.
+struct Rounds : Float {
+  void matmul(View<const float> x, Weight<float> w, View<float> y, Write write) const {
+    if (w.narrow) return Float::matmul(x, w, y, write);
+    const auto stored = w.stored<float>();
+    std::vector<bfloat16> copy;
+    for (Index i = 0; i < stored.rows; ++i) {
+      for (Index j = 0; j < stored.cols; ++j) copy.emplace_back(stored(i, j));
+    }
+    const Weight<float> rounded(View<const bfloat16>(copy.data(), stored.rows, stored.cols));
+    Float::matmul(x, w.transposed ? rounded.transpose() : rounded, y, write);
+  }
+};
+
+/// Is asked to round what learns, and says how much of it after a step, and how much by one.
+struct Narrows : Rounds {
+  static inline Index rounded = 0, rounded_by_steps = 0;
+
+  using Float::axpby;
+  void axpby(double a, const float* x, double b, float* y, Index size, bfloat16* copy) const {
+    axpby(a, x, b, y, size);
+    narrow(y, copy, size);
+    rounded -= size;
+    rounded_by_steps += size;
+  }
+
+  void narrow(const float* from, bfloat16* to, Index size) const {
+    rounded += size;
+    for (Index i = 0; i < size; ++i) to[i] = bfloat16(from[i]);
+  }
+};
+
+/// A step that is made of another and does not round.
+struct Decaying : Sgd {
+  template <Backend B>
+  void step(const B& backend, const Update<typename B::Scalar>& u) const {
+    Sgd::step(backend, u);
+    backend.axpby(-0.1, u.weights, 1.0, u.weights, u.size);
+  }
+  template <Backend B>
+  void backward(const B& backend, const UpdateGradient<typename B::Scalar>& g) const {
+    backend.axpby(0.0, g.dweights, 0.9, g.dweights, g.update.size);
+    Sgd::backward(backend, g);
+  }
+};
+
+/// The same bits from both.
+template <class Model, class LearnerType, class Order = SecondOrder>
+void check_narrow(const Config& config, const LearnerType& learner, Index length,
+                  const MetaOptions& options) {
+  constexpr Index batch = 3;
+  Problem<Model, Rounds, LearnerType, Order> each(config, learner, length, batch, options);
+  Problem<Model, Narrows, LearnerType, Order> once(config, learner, length, batch, options);
+  std::vector<float> want, got;
+  const BatchLoss want_loss = each.loss(want);
+  CHECK(once.loss(got).loss == want_loss.loss);
+  CHECK(got == want);
+}
+
+constexpr Index learned = 2 * 3 * 8 * 6;  // scalars of tiny()'s dynamic MLPs
+
+}  // namespace
+
+TEST_CASE("narrow: a meta-gradient has the bits of one that rounds in every product") {
+  const InnerLoop<Sgd> sgd{.chunk = 4, .clip = 0.3f};
+  const InnerLoop<Momentum> momentum{.chunk = 2, .clip = 0.3f, .optimizer = {.rate = 0.5f}};
+  const InnerLoop<Decaying> decaying{.chunk = 4, .clip = 0.3f};
+  for (const Index stacked : {1, 2, 3}) {
+    CAPTURE(stacked);
+    for (const Keep keep : {Keep::all(), Keep{1}, Keep{2}}) {
+      CAPTURE(keep.chunks);
+      check_narrow<Tiny>(tiny(), sgd, 16, {.keep = keep, .stacked = stacked});
+      check_narrow<Tiny>(tiny(), decaying, 16, {.keep = keep, .stacked = stacked});
+      check_narrow<Tiny>(tiny(), momentum, 12, {.keep = keep, .stacked = stacked});
+    }
+    check_narrow<Tiny, InnerLoop<Sgd>, FirstOrder>(tiny(), sgd, 16, {.stacked = stacked});
+    check_narrow<Tiny>(tiny(), NoLearning{}, 12, {.stacked = stacked});
+  }
+}
+
+TEST_CASE(
+    "narrow: what learns is rounded once a chunk forwards, and with its direction backwards") {
+  const InnerLoop<Sgd> learner{.chunk = 4, .clip = 0.3f};
+  for (const Index stacked : {1, 3}) {
+    Problem<Tiny, Narrows, InnerLoop<Sgd>> problem(tiny(), learner, 16, stacked,
+                                                   {.stacked = stacked});
+    std::vector<float> unused;
+    Narrows::rounded = Narrows::rounded_by_steps = 0;
+    problem.loss(unused);
+    CHECK(Narrows::rounded == stacked * learned * (1 + 4 + 3));
+    CHECK(Narrows::rounded_by_steps == stacked * learned * 3);
+  }
+}
+
+TEST_CASE("narrow: both copies are counted beforehand") {
+  const InnerLoop<Sgd> learner{.chunk = 4, .clip = 0.3f};
+  const Tiny model(tiny());
+  for (const Index stacked : {1, 3}) {
+    const MetaOptions options{.stacked = stacked};
+    const Index plain =
+        MetaGradient<Tiny, Float>::required_bytes(model, Float(), learner, 16, options);
+    const Index narrow =
+        MetaGradient<Tiny, Narrows>::required_bytes(model, Narrows(), learner, 16, options);
+    CHECK(narrow - plain == 2 * 2 * stacked * learned);
+  }
+}
+
+TEST_CASE("narrow: a session has the bits of one that rounds in every product") {
+  const auto tokens = random_tokens(30);
+  const auto read = [&](const auto& backend, const auto& learner) {
+    const auto weights = initialise<Tiny>(tiny(), backend, 5, 0.4);
+    Session session(weights, learner);
+    auto nll = session.read(tokens).nll;
+    nll.erase(nll.begin());  // of the first token, which has no score
+    auto fork = session.fork();
+    for (const float each : fork.read(tokens).nll) nll.push_back(each);
+    return nll;
+  };
+  const auto check = [&](const auto& learner) {
+    CHECK(read(Narrows(), learner) == read(Rounds(), learner));
+  };
+  check(InnerLoop<Sgd>{.chunk = 4, .clip = 0.3f});
+  check(InnerLoop<Momentum>{.chunk = 4, .clip = 0.3f});
+  check(InnerLoop<Decaying>{.chunk = 4, .clip = 0.3f});
+}
