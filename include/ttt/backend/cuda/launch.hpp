@@ -108,7 +108,8 @@ struct [[gnu::visibility("hidden")]] Launch {
                              RopeLayout, View<S> y, View<S> inverse);
   static void head_norm_rope_backward(Stream, bool tangents, Operand<S> x, Norm<S>,
                                       Operand<S> inverse, View<const S> angles, RopeLayout,
-                                      Operand<S> dy, View<S> dx, View<S> dscale, void* scratch);
+                                      Operand<S> dy, View<S> dx, View<S> dscale, void* scratch,
+                                      View<bfloat16> rounded = {});
   static void swiglu(Stream, bool tangents, Operand<S> gate, Operand<S> up, View<S> out,
                      View<bfloat16> rounded = {});
   static void swiglu_backward(Stream, bool tangents, Operand<S> gate, Operand<S> up,

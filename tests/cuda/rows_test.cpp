@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: MIT
+// Rows that lie as the fast kernels can move them, and copies in bfloat16 beside them.
+#include <cmath>
+#include <support/equivalence.hpp>
+#include <support/primitives.hpp>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <ttt/backend/cuda/backend.hpp>
+
+namespace {
+
+using namespace ttt;
+using namespace ttt::test;
+
+using Fast = cuda::Backend<float, cuda::Products::Bfloat16>;
+const reference::Backend<double> exact;
+
+/// Heads of every size that lies in eights, few and many, and both layouts, with and without norms.
+template <class Check>
+void for_heads(const Check& check) {
+  for (Index d : {8, 24, 64, 80, 96, 128}) {
+    for (Index heads : {1, 3, 6, 10}) {
+      for (Index rows : {1, 5, 33}) {
+        for (const RopeLayout layout : {RopeLayout::Interleaved, RopeLayout::HalfSplit}) {
+          for (const double eps : {1e-5, -1.0}) {
+            CAPTURE(d);
+            CAPTURE(heads);
+            CAPTURE(rows);
+            CAPTURE(static_cast<int>(layout));
+            CAPTURE(eps);
+            check(d, heads, rows, layout, eps);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("queries and keys turned and kept at once are those turned and kept apart") {
+  Random random{1};
+  const Fast gpu;
+  for_heads([&](Index d, Index heads, Index rows, RopeLayout layout, double eps) {
+    for (const Index key_heads : {heads, (heads + 1) / 2}) {
+      const Index slots = 40, position = 3 * slots - 2;
+      const auto q = Matrix<float>::input(random, rows, heads * d, 4);
+      const auto k = Matrix<float>::input(random, rows, key_heads * d, 8);
+      const auto v = Matrix<float>::input(random, rows, key_heads * d, 0);
+      const auto angles = Matrix<float>::input(random, rows, d, 4);
+      const auto q_norm = TestNorm<float>::make(random, d, 1, eps);
+      const auto k_norm = TestNorm<float>::make(random, d, 2, eps);
+      auto y = Matrix<float>::output(rows, heads * d, 4);
+      auto of_q = Matrix<float>::output(rows, heads, 1);
+      auto of_k = Matrix<float>::output(rows, key_heads, 1);
+      std::vector<bfloat16> keys(static_cast<std::size_t>(key_heads * slots * d), bfloat16(7.0f));
+      auto values = keys;
+      const Cache<bfloat16> key_cache{keys.data(), key_heads, slots, d};
+      const Cache<bfloat16> value_cache{values.data(), key_heads, slots, d};
+      {
+        StagedCall<Fast> call(gpu);
+        CHECK(gpu.rotate_and_store(call(q.view()), call(k.view()), call(v.view()),
+                                   call(q_norm.norm()), call(k_norm.norm()), call(angles.view()),
+                                   layout, call(y.view()), call(of_q.view()), call(of_k.view()),
+                                   call(key_cache), call(value_cache), position));
+      }
+      auto want = y.as<double>(), of_q_ = of_q.as<double>(), of_k_ = of_k.as<double>();
+      auto rotated = Matrix<double>::output(rows, key_heads * d, 0);
+      const auto angles_ = angles.as<double>();
+      exact.head_norm_rope(q.as<double>().view(), q_norm.as<double>().norm(), angles_.view(),
+                           layout, want.view(), of_q_.view());
+      exact.head_norm_rope(k.as<double>().view(), k_norm.as<double>().norm(), angles_.view(),
+                           layout, rotated.view(), of_k_.view());
+      CHECK(relative_error<float>(y.view(), want.view()) <= 2e-5);
+      CHECK(y.guarded());
+      if (eps >= 0) {
+        CHECK(relative_error<float>(of_q.view(), of_q_.view()) <= 2e-5);
+        CHECK(relative_error<float>(of_k.view(), of_k_.view()) <= 2e-5);
+      }
+      bool near = true, untouched = true;
+      std::vector<bool> is_kept(static_cast<std::size_t>(slots));
+      for (Index t = 0; t < rows; ++t) {
+        is_kept[static_cast<std::size_t>((position + t) % slots)] = true;
+        for (Index j = 0; j < key_heads * d; ++j) {
+          const Index h = j / d;
+          const auto key = static_cast<double>(float(key_cache.at(h, position + t)[j % d]));
+          const float value = float(value_cache.at(h, position + t)[j % d]);
+          const double error = std::abs(key - rotated(t, j));
+          near = near && error <= 0.0041 * std::abs(rotated(t, j)) + 1e-5;
+          near = near && value == float(bfloat16(v(t, j)));
+        }
+      }
+      for (Index slot = 0; slot < slots; ++slot) {
+        if (is_kept[static_cast<std::size_t>(slot)]) continue;
+        for (Index h = 0; h < key_heads; ++h) {
+          untouched = untouched && float(key_cache.at(h, slot)[0]) == 7.0f;
+          untouched = untouched && float(value_cache.at(h, slot)[d - 1]) == 7.0f;
+        }
+      }
+      CHECK(near);
+      CHECK(untouched);
+    }
+  });
+}
+
+TEST_CASE("heads that lie in fours have the gradients of others") {
+  Random random{2};
+  const Fast gpu;
+  for_heads([&](Index d, Index heads, Index rows, RopeLayout layout, double eps) {
+    const auto x = Matrix<float>::input(random, rows, heads * d, 4);
+    const auto tx = Matrix<float>::input(random, rows, heads * d, 8);
+    const auto dy = Matrix<float>::input(random, rows, heads * d, 0);
+    const auto tdy = Matrix<float>::input(random, rows, heads * d, 4);
+    const auto angles = Matrix<float>::input(random, rows, d, 4);
+    const auto inverse = Matrix<float>::input(random, rows, heads, 1);
+    const auto tinverse = Matrix<float>::input(random, rows, heads, 2);
+    const auto norm = TestNorm<float>::make(random, d, 1, eps);
+    auto dx = Matrix<float>::output(rows, heads * d, 4), tdx = dx;
+    auto want = dx.as<double>(), twant = want;
+    {
+      StagedCall<Fast> call(gpu);
+      const auto norm_ = call(norm.norm());
+      gpu.head_norm_rope_backward(call(x.view()), norm_, call(inverse.view()), call(angles.view()),
+                                  layout, call(dy.view()), call(dx.view()), {});
+      gpu.head_norm_rope_backward_tangent(
+          call(x.view()), call(tx.view()), norm_, call(inverse.view()), call(tinverse.view()),
+          call(angles.view()), layout, call(dy.view()), call(tdy.view()), call(tdx.view()), {});
+    }
+    const auto x_ = x.as<double>(), dy_ = dy.as<double>(), inverse_ = inverse.as<double>();
+    const auto norm_ = norm.as<double>();
+    exact.head_norm_rope_backward(x_.view(), norm_.norm(), inverse_.view(),
+                                  angles.as<double>().view(), layout, dy_.view(), want.view(), {});
+    exact.head_norm_rope_backward_tangent(x_.view(), tx.as<double>().view(), norm_.norm(),
+                                          inverse_.view(), tinverse.as<double>().view(),
+                                          angles.as<double>().view(), layout, dy_.view(),
+                                          tdy.as<double>().view(), twant.view(), {});
+    CHECK(relative_error<float>(dx.view(), want.view()) <= 2e-5);
+    CHECK(relative_error<float>(tdx.view(), twant.view()) <= 2e-5);
+    CHECK(dx.guarded());
+    CHECK(tdx.guarded());
+  });
+}
