@@ -142,3 +142,81 @@ TEST_CASE("heads that lie in fours have the gradients of others") {
     CHECK(tdx.guarded());
   });
 }
+
+TEST_CASE("products of what kernels left rounded are the products of it") {
+  Random random{3};
+  const Index rows = 70, heads = 2;
+  for (const Index d : {16, 64, 80}) {
+    CAPTURE(d);
+    const Index width = heads * d;
+    std::vector<Matrix<float>> in;
+    for (int i = 0; i < 4; ++i) in.push_back(Matrix<float>::input(random, rows, width, 4));
+    const auto angles = Matrix<float>::input(random, rows, d, 0);
+    const auto norm = TestNorm<float>::make(random, width, 1);
+    const auto head_norm = TestNorm<float>::make(random, d, 1);
+    const auto scales = Matrix<float>::output(random, 1, d, 0);
+    const StoredWeight<float> w(random, {width, 24}, false, true);
+    const std::vector<bfloat16> keys(static_cast<std::size_t>(width * rows), bfloat16(0.5f));
+    const AttentionShape shape{heads, heads, d, rows, 0};
+    // Every kernel writes `a`, or `a` and `b`, over what it wrote before, and products read both.
+    const auto run = [&](bool remember) {
+      const Fast gpu;
+      if (!remember) static_cast<void>(gpu.stream());
+      std::vector<Matrix<float>> y;
+      for (int i = 0; i < 20; ++i) y.push_back(Matrix<float>::output(rows, 24));
+      auto a = in[0], b = in[1], inverse = Matrix<float>::output(rows, 1, 0);
+      auto of_heads = in[2], dscales = scales;
+      auto lse = Matrix<float>::output(heads, rows, 0);
+      {
+        StagedCall<Fast> call(gpu);
+        const auto x0 = call(in[0].view()), x1 = call(in[1].view()), x2 = call(in[2].view()),
+                   x3 = call(in[3].view());
+        const auto weight = call(w.weight());
+        const auto a_ = call(a.view()), b_ = call(b.view());
+        const auto inverse_ = call(inverse.view());
+        const auto of_heads_ = call(of_heads.view()).cols_at(0, heads);
+        const auto norm_ = call(norm.norm()), head_norm_ = call(head_norm.norm());
+        const auto angles_ = call(angles.view());
+        const auto lse_ = call(lse.view());
+        const auto dscales_ = call(dscales.view());
+        const Cache<const bfloat16> cache{call.in(keys.data(), width * rows), heads, rows, d};
+        std::vector<View<float>> to;
+        for (auto& each : y) to.push_back(call(each.view()));
+        std::size_t next = 0;
+        const auto products = [&] {
+          gpu.matmul(b_, weight, to[next++], Write::Replace);
+          gpu.matmul(a_, weight, to[next++], Write::Replace);
+        };
+        gpu.swiglu_backward(x1, x0, x2, a_, b_);  // first, so that there is room for two copies
+        products();
+        gpu.swiglu(x0, x1, a_);
+        gpu.rms_norm(x0, norm_, b_, inverse_);
+        products();
+        gpu.rms_norm_backward(x1, norm_, inverse_, x2, a_, Write::Add, {});
+        products();
+        gpu.rms_norm_backward(x3, norm_, inverse_, x2, b_, Write::Replace, {});
+        products();
+        gpu.swiglu_backward(x0, x1, x2, b_, a_);
+        products();
+        gpu.head_norm_rope_backward(x0, head_norm_, of_heads_, angles_, RopeLayout::Interleaved, x1,
+                                    b_, {});
+        gpu.head_norm_rope_backward(x2, head_norm_, of_heads_, angles_, RopeLayout::HalfSplit, x3,
+                                    a_, dscales_);
+        products();
+        gpu.attention(x0, cache, cache, shape, b_, lse_);
+        products();
+        // A part of a matrix of which there is a copy.
+        gpu.swiglu(x2.rows_at(3, 9), x3.rows_at(3, 9), a_.rows_at(7, 9));
+        products();
+        CHECK(next <= to.size());
+      }
+      y.insert(y.end(), {a, b, dscales});
+      return y;
+    };
+    const auto got = run(true), want = run(false);
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      CAPTURE(i);
+      CHECK(got[i].same_bits(want[i]));
+    }
+  }
+}

@@ -149,7 +149,7 @@ struct [[gnu::visibility("hidden")]] Launch {
   /// Scratch, as many bytes as a function says, begins at a multiple of 16.
   static bool attention_bfloat16(Stream, View<const S> q, Cache<const bfloat16> keys,
                                  Cache<const bfloat16> values, AttentionShape, View<S> o,
-                                 View<S> lse);
+                                 View<S> lse, View<bfloat16> rounded = {});
   static Index attention_backward_scratch(AttentionShape, Index rows);  // bytes
   static bool attention_backward_bfloat16(
       Stream, View<const S> q, Cache<const bfloat16> keys, Cache<const bfloat16> values,

@@ -5,7 +5,9 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -70,14 +72,27 @@ class TensorCores {
     rounded_.clear();
   }
 
-  /// Calls f with a place for a rounded copy of each result, which the kernel that f puts on the
-  /// stream is to fill and products will find; with none where none is wanted. Throws Error when
-  /// there is no room.
-  template <class F, class... Results>
-  void rounding(const F& f, const Results&... results) {
+  /// Calls f with a place for a rounded copy of each result, which the kernels that f puts on the
+  /// stream are to fill and products will find; with none where none is wanted. They may write
+  /// `written` and nothing else: other copies stay good. Throws Error when there is no room.
+  template <std::size_t count, class F>
+  auto rounding(const View<float> (&results)[count], std::initializer_list<View<float>> written,
+                const F& f) {
     const std::lock_guard lock(mutex_);
-    rounded_.clear();
-    f(place_for(results)...);
+    for (const View<float>& to : written) forget_in(to);
+    Index bytes = 0;
+    for (const View<float>& result : results) bytes += copy_bytes(result);
+    if (used_bytes() + bytes > scratch_.size()) {
+      rounded_.clear();
+      grow(bytes + bytes / 2);  // and what they are multiplied with
+    }
+    if constexpr (count == 1) {
+      return f(place_for(results[0]));
+    } else {
+      static_assert(count == 2);
+      const auto first = place_for(results[0]);
+      return f(first, place_for(results[1]));
+    }
   }
 
   /// c (+)= a · b; either may be stored in float or in bfloat16. Throws Error when there is no room
@@ -86,12 +101,14 @@ class TensorCores {
     if (c.rows == 0 || c.cols == 0) return;
     const std::lock_guard lock(mutex_);
     const cudaStream_t stream = device_->stream();
-    const bool fits = used_bytes() + rounded_bytes(a) + rounded_bytes(b) <= scratch_.size();
-    if (!remember_ || !fits) rounded_.clear();
-    if (!fits) grow(rounded_bytes(a) + rounded_bytes(b));
+    if (!remember_) rounded_.clear();
+    if (used_bytes() + missing_bytes(a) + missing_bytes(b) > scratch_.size()) {
+      rounded_.clear();
+      grow(rounded_bytes(a) + rounded_bytes(b));
+    }
     const Weight<float> left = rounded(stream, a), right = rounded(stream, b);
     start(stream, left, right, c, write);
-    std::erase_if(rounded_, [&](const Rounded& one) { return overlap(one.from, c); });
+    forget_in(c);
   }
 
  private:
@@ -122,14 +139,32 @@ class TensorCores {
     return (from.rows * rounded_stride(from) * 2 + alignment - 1) / alignment * alignment;
   }
 
-  View<bfloat16> place_for(const View<float>& result) {
-    if (!remember_ || result.empty() || result.rows <= few_rows) return {};
-    const Index bytes = rounded_bytes(View<const float>(result));
-    if (used_bytes() + bytes > scratch_.size()) {
-      if (!rounded_.empty()) return {};
-      grow(bytes);
+  /// The copy of an operand, or null.
+  const Rounded* find(const View<const float>& from) const {
+    for (const Rounded& one : rounded_) {
+      if (one.from.data == from.data && one.from.stride == from.stride &&
+          one.from.shape() == from.shape()) {
+        return &one;
+      }
     }
-    return place(result);
+    return nullptr;
+  }
+  Index missing_bytes(const Weight<float>& w) const {
+    return w.narrow || find(w.stored<float>()) != nullptr ? 0 : rounded_bytes(w);
+  }
+
+  bool wants_copy(const View<float>& result) const {
+    return remember_ && !result.empty() && result.rows > few_rows;
+  }
+  Index copy_bytes(const View<float>& result) const {
+    return wants_copy(result) ? rounded_bytes(View<const float>(result)) : 0;
+  }
+  View<bfloat16> place_for(const View<float>& result) {
+    return wants_copy(result) ? place(result) : View<bfloat16>();
+  }
+  /// What lies there is written over.
+  void forget_in(const View<float>& written) {
+    std::erase_if(rounded_, [&](const Rounded& one) { return overlap(one.from, written); });
   }
   View<bfloat16> place(const View<const float>& from) {
     const Index begin = used_bytes();
@@ -142,13 +177,7 @@ class TensorCores {
   Weight<float> rounded(cudaStream_t stream, Weight<float> w) {
     if (w.narrow) return w;
     const View<const float> from = w.stored<float>();
-    for (const Rounded& one : rounded_) {
-      if (one.from.data != from.data || one.from.stride != from.stride ||
-          !(one.from.shape() == from.shape())) {
-        continue;
-      }
-      return w.transposed ? one.to.transpose() : one.to;
-    }
+    if (const Rounded* const one = find(from)) return w.transposed ? one->to.transpose() : one->to;
     const View<bfloat16> to = place(from);
     Launch<float>::round(stream, from, to);
     return w.transposed ? rounded_.back().to.transpose() : rounded_.back().to;
