@@ -220,3 +220,64 @@ TEST_CASE("products of what kernels left rounded are the products of it") {
     }
   }
 }
+
+TEST_CASE("the loss of rows of many words") {
+  Random random{4};
+  const Fast gpu;
+  const Index depth = 8;
+  for (const Index rows : {3, 20}) {
+    for (const Index words : {100, 8188, 8192, 16388, 16390, 50304, 128256, 131076}) {
+      if (rows > 3 && words > 20000) continue;
+      CAPTURE(rows);
+      CAPTURE(words);
+      const auto rounded = [&](double scale) {
+        auto out = Matrix<float>::input(random, rows, depth, 0, scale);
+        for (Index i = 0; i < rows; ++i) {
+          for (Index j = 0; j < depth; ++j) out(i, j) = float(bfloat16(out(i, j)));
+        }
+        return out;
+      };
+      const auto h = rounded(3), th = rounded(1);
+      const StoredWeight<float> head(random, {depth, words}, true, true);
+      std::vector<Token> targets;
+      std::vector<float> weights;
+      for (Index t = 0; t < rows; ++t) {
+        targets.push_back(static_cast<Token>(t == 0 ? words - 1 : words * t / rows));
+        weights.push_back(t == 1 ? 0.0f : 0.25f * static_cast<float>(t + 1));
+      }
+      const std::vector<double> weights_(weights.begin(), weights.end());
+      const Index size = gpu.cross_entropy_tangent_scratch(rows, words);
+      std::vector<float> nll(static_cast<std::size_t>(rows)), only = nll;
+      auto dh = Matrix<float>::output(rows, depth), tdh = dh;
+      {
+        StagedCall<Fast> call(gpu);
+        auto scratch = gpu.allocate<float>(size);
+        const auto h_ = call(h.view()), th_ = call(th.view());
+        const auto head_ = call(head.weight());
+        const Token* const at = call.in(targets.data(), rows);
+        const float* const by = call.in(weights.data(), rows);
+        gpu.cross_entropy(h_, head_, at, by, call.out(nll.data(), rows), call(dh.view()),
+                          scratch.data());
+        gpu.cross_entropy(h_, head_, at, by, call.out(only.data(), rows), {}, scratch.data());
+        gpu.cross_entropy_tangent(h_, th_, head_, at, by, 0.5, call(tdh.view()), {},
+                                  scratch.data());
+      }
+      auto want = dh.as<double>(), twant = tdh.as<double>();
+      std::vector<double> nll_(static_cast<std::size_t>(rows));
+      std::vector<double> scratch(
+          static_cast<std::size_t>(exact.cross_entropy_scratch(rows, words)));
+      const auto x = h.as<double>(), tx = th.as<double>();
+      const auto exact_head = head.as<double>();
+      exact.cross_entropy(x.view(), exact_head.weight(), targets.data(), weights_.data(),
+                          nll_.data(), want.view(), scratch.data());
+      exact.cross_entropy_tangent(x.view(), tx.view(), exact_head.weight(), targets.data(),
+                                  weights_.data(), 0.5, twant.view(), {}, scratch.data());
+      for (std::size_t t = 0; t < nll.size(); ++t) {
+        CHECK(std::abs(nll[t] - nll_[t]) <= 2e-5 * (1 + std::abs(nll_[t])));
+        CHECK(only[t] == nll[t]);
+      }
+      CHECK(relative_error<float>(dh.view(), want.view()) <= 5e-3);
+      CHECK(relative_error<float>(tdh.view(), twant.view()) <= 5e-3);
+    }
+  }
+}
