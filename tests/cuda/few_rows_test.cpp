@@ -356,23 +356,37 @@ TEST_CASE("whatever reads a sum, reads the sum") {
 TEST_CASE("a norm may be written where what was summed is no longer wanted") {
   Random random{6};
   const Fast gpu;
-  const Index rows = 9, cols = 64;
-  const Sum sum(random, rows, cols, 0, true, true);
-  const auto want = sum.want();
-  const auto on_gpu = [&](const Matrix<float>& m) {
-    auto buffer = gpu.allocate<float>(rows * cols);
-    gpu.to_device(m.view().data, buffer.data(), rows * cols);
-    return buffer;
-  };
-  auto h = on_gpu(sum.h), x = on_gpu(sum.x);
-  auto inverse = gpu.allocate<float>(rows);
-  const View<float> h_(h.data(), rows, cols), x_(x.data(), rows, cols);
-  StagedCall<Fast> call(gpu);
-  const auto norm = call(sum.norm.norm()), next = call(sum.next.norm());
-  gpu.add_rms_norm(h_, x_, norm, h_, View<float>(inverse.data(), rows, 1));
-  gpu.rms_norm(h_, next, x_, {});
-  const auto got = on_host(gpu, x.data(), rows * cols);
-  CHECK(relative_error<float>({got.data(), rows, cols}, want[2].view()) <= 2e-5);
+  const Index cols = 64;
+  for (const Index rows : {2, 9, 70}) {
+    for (const bool has_norm : {false, true}) {
+      for (const Index shift : {0, 1}) {  // rows between x and the norm
+        CAPTURE(rows);
+        CAPTURE(has_norm);
+        CAPTURE(shift);
+        const Sum sum(random, rows, cols, 0, has_norm, true);
+        const auto want = sum.want();
+        const auto on_gpu = [&](const Matrix<float>& m) {
+          auto buffer = gpu.allocate<float>((rows + shift) * cols);
+          gpu.to_device(m.view().data, buffer.data(), rows * cols);
+          return buffer;
+        };
+        auto h = on_gpu(sum.h), x = on_gpu(sum.x);
+        auto inverse = gpu.allocate<float>(rows);
+        const View<float> h_(h.data(), rows, cols), x_(x.data(), rows, cols);
+        const View<float> y_(x.data() + shift * cols, rows, cols);
+        StagedCall<Fast> call(gpu);
+        const auto norm = call(sum.norm.norm()), next = call(sum.next.norm());
+        if (has_norm) {
+          gpu.add_rms_norm(h_, x_, norm, h_, View<float>(inverse.data(), rows, 1));
+        } else {
+          gpu.add(h_, x_, h_);
+        }
+        gpu.rms_norm(h_, next, y_, {});
+        const auto got = on_host(gpu, y_.data, rows * cols);
+        CHECK(relative_error<float>({got.data(), rows, cols}, want[2].view()) <= 2e-5);
+      }
+    }
+  }
 }
 
 TEST_CASE("a product, its sum and the norm of that have the bits that they have apart") {

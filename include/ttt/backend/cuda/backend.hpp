@@ -146,11 +146,10 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   void rms_norm_backward(In x, Norm<S> norm, In inverse, In dy, Out dx, Write write,
                          Out dscale) const {
     with_column_scratch(dscale, x.rows, [&](void* scratch) {
-      const auto start = [&](Narrow rounded) {
+      rounding({write == Write::Add ? Out() : dx}, {dx, dscale}, [&](Narrow rounded) {
         Launch::rms_norm_backward(device_->stream(), false, {x, {}}, norm, {inverse, {}}, {dy, {}},
                                   dx, write, dscale, scratch, rounded);
-      };
-      rounding(start, write == Write::Add ? Out() : dx);
+      });
     });
   }
   void rms_norm_tangent(In x, In tx, Norm<S> norm, In, In th, Out ty, Out tinverse) const {
@@ -178,8 +177,10 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   void head_norm_rope_backward(In x, Norm<S> norm, In inverse, In angles, RopeLayout layout, In dy,
                                Out dx, Out dscale) const {
     with_column_scratch(dscale, x.rows * (x.cols / angles.cols), [&](void* scratch) {
-      Launch::head_norm_rope_backward(next(), false, {x, {}}, norm, {inverse, {}}, angles, layout,
-                                      {dy, {}}, dx, dscale, scratch);
+      rounding({dx}, {dx, dscale}, [&](Narrow rounded) {
+        Launch::head_norm_rope_backward(device_->stream(), false, {x, {}}, norm, {inverse, {}},
+                                        angles, layout, {dy, {}}, dx, dscale, scratch, rounded);
+      });
     });
   }
   void head_norm_rope_tangent(In x, In tx, Norm<S> norm, In, In angles, RopeLayout layout, Out ty,
@@ -195,17 +196,15 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
     });
   }
   void swiglu(In gate, In up, Out out) const {
-    const auto start = [&](Narrow rounded) {
+    rounding({out}, {out}, [&](Narrow rounded) {
       Launch::swiglu(device_->stream(), false, {gate, {}}, {up, {}}, out, rounded);
-    };
-    rounding(start, out);
+    });
   }
   void swiglu_backward(In gate, In up, In dout, Out dgate, Out dup) const {
-    const auto start = [&](Narrow rounded_gate, Narrow rounded_up) {
+    rounding({dgate, dup}, {dgate, dup}, [&](Narrow rounded_gate, Narrow rounded_up) {
       Launch::swiglu_backward(device_->stream(), false, {gate, {}}, {up, {}}, {dout, {}}, dgate,
                               dup, rounded_gate, rounded_up);
-    };
-    rounding(start, dgate, dup);
+    });
   }
   void swiglu_tangent(In gate, In tgate, In up, In tup, Out tout) const {
     Launch::swiglu(next(), true, {gate, tgate}, {up, tup}, tout);
@@ -252,7 +251,10 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
         if (device_->with_scratch(scratch, start)) return;
       }
       check_records_nothing();
-      if (Launch::attention_bfloat16(next(), q, keys, values, shape, o, lse)) return;
+      const bool done = rounding({o}, {o, lse}, [&](Narrow to) {
+        return Launch::attention_bfloat16(device_->stream(), q, keys, values, shape, o, lse, to);
+      });
+      if (done) return;
     }
     Launch::attention(next(), false, {q, {}}, Keys{keys, values, {}, {}}, shape, o, lse);
   }
@@ -271,10 +273,9 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   void attention_tangent(In q, In tq, CacheIn keys, CacheIn values, In tkeys, In tvalues,
                          AttentionShape shape, In o, In lse, Out to, Out tlse) const {
     if constexpr (fast) {
-      if (Launch::attention_tangent_bfloat16(next(), {q, tq}, keys, values, tkeys, tvalues, shape,
-                                             o, lse, to, tlse)) {
-        return;
-      }
+      const bool done = Launch::attention_tangent_bfloat16(next(), {q, tq}, keys, values, tkeys,
+                                                           tvalues, shape, o, lse, to, tlse);
+      if (done) return;
     }
     Launch::attention(next(), true, {q, tq}, Keys{keys, values, tkeys, tvalues}, shape, to, tlse);
   }
@@ -287,9 +288,8 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
             next(), {q, tq}, keys, values, tkeys, tvalues, shape, {o, to}, {lse, tlse},
             {dout, tdout}, tdq, tdkeys, tdvalues, first, scratch);
       };
-      if (device_->with_scratch(Launch::attention_backward_tangent_scratch(shape, q.rows), start)) {
-        return;
-      }
+      const Index scratch = Launch::attention_backward_tangent_scratch(shape, q.rows);
+      if (device_->with_scratch(scratch, start)) return;
     }
     Launch::attention_backward(next(), true, {q, tq}, Keys{keys, values, tkeys, tvalues}, shape,
                                {o, to}, {lse, tlse}, {dout, tdout}, tdq, tdkeys, tdvalues, first);

@@ -105,7 +105,8 @@ struct [[gnu::visibility("hidden")]] Launch {
                              RopeLayout, View<S> y, View<S> inverse);
   static void head_norm_rope_backward(Stream, bool tangents, Operand<S> x, Norm<S>,
                                       Operand<S> inverse, View<const S> angles, RopeLayout,
-                                      Operand<S> dy, View<S> dx, View<S> dscale, void* scratch);
+                                      Operand<S> dy, View<S> dx, View<S> dscale, void* scratch,
+                                      View<bfloat16> rounded = {});
   static void swiglu(Stream, bool tangents, Operand<S> gate, Operand<S> up, View<S> out,
                      View<bfloat16> rounded = {});
   static void swiglu_backward(Stream, bool tangents, Operand<S> gate, Operand<S> up,
@@ -145,7 +146,7 @@ struct [[gnu::visibility("hidden")]] Launch {
   /// Scratch, as many bytes as a function says, begins at a multiple of 16.
   static bool attention_bfloat16(Stream, View<const S> q, Cache<const bfloat16> keys,
                                  Cache<const bfloat16> values, AttentionShape, View<S> o,
-                                 View<S> lse);
+                                 View<S> lse, View<bfloat16> rounded = {});
   static Index attention_backward_scratch(AttentionShape, Index rows);  // bytes
   static bool attention_backward_bfloat16(
       Stream, View<const S> q, Cache<const bfloat16> keys, Cache<const bfloat16> values,

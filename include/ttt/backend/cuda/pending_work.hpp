@@ -66,9 +66,11 @@ class PendingWork {
             View<bfloat16> rounded) {
     const std::lock_guard lock(mutex_);
     const Stream stream = device_->stream();
-    const bool behind_sum = sum_ && same(x, sum_->out) && !is_operand(y) && !is_operand(inverse);
-    if (behind_sum && product_ && !is_input(sum_->out) && !is_input(sum_->inverse) &&
-        !is_input(y) && !is_input(inverse) &&
+    const bool behind_sum =
+        sum_ && same(x, sum_->out) && !is_operand(inverse) && !is_kept(y) && !is_part_of_x(y);
+    // Where one block's rows are not another's, a row may be written over the x that it is made of.
+    if (behind_sum && product_ && !overlap(y, sum_->x) && !is_input(sum_->out) &&
+        !is_input(sum_->inverse) && !is_input(y) && !is_input(inverse) &&
         Launch<float>::product_sum_and_norm(stream, *product_, *sum_, norm, y, inverse,
                                             device_->counter())) {
       product_.reset();
@@ -111,9 +113,13 @@ class PendingWork {
     return a.data == b.data && a.stride == b.stride && a.shape() == b.shape();
   }
   /// Whether something of the sum lies there, which a norm in its kernel would write over.
-  bool is_operand(const View<float>& to) const {
-    return overlap(to, sum_->h) || overlap(to, sum_->x) || overlap(to, sum_->out) ||
-           overlap(to, sum_->inverse);
+  bool is_operand(const View<float>& to) const { return is_kept(to) || overlap(to, sum_->x); }
+  bool is_kept(const View<float>& to) const {
+    return overlap(to, sum_->h) || overlap(to, sum_->out) || overlap(to, sum_->inverse);
+  }
+  /// Whether its x lies there in another way than row on row.
+  bool is_part_of_x(const View<float>& to) const {
+    return overlap(to, sum_->x) && !same(sum_->x, to);
   }
   /// Whether the product's x lies there, of which one row may be read when another is finished.
   bool is_input(const View<float>& to) const { return overlap(to, product_->x); }

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
+#include <initializer_list>
 #include <memory>
 #include <utility>
 
@@ -78,15 +80,18 @@ class Queue {
     device_->copy(next(), from, to, size, cudaMemcpyDeviceToDevice);
   }
 
-  /// Calls start(a place for a rounded copy of each result), which puts the kernel that makes them
-  /// on the stream.
-  template <class F, class... Results>
-  void rounding(const F& start, const Results&... results) const {
+  /// Calls start(a place for a rounded copy of each result), which puts the kernels that make them
+  /// on the stream; they write nothing but `written`.
+  template <std::size_t count, class F>
+  auto rounding(const Out (&results)[count], std::initializer_list<Out> written,
+                const F& start) const {
     start_pending();
     if constexpr (fast) {
-      tensor_cores_->rounding(start, results...);
+      return tensor_cores_->rounding(results, written, start);
+    } else if constexpr (count == 1) {
+      return start(View<bfloat16>());
     } else {
-      start((static_cast<void>(results), View<bfloat16>())...);
+      return start(View<bfloat16>(), View<bfloat16>());
     }
   }
 
@@ -154,8 +159,9 @@ class Queue {
   /// y = rms_norm(x), of that sum or of anything else.
   void norm(In x, Norm<S> norm, Out y, Out inverse) const {
     if constexpr (fast) {
-      tensor_cores_->rounding(
-          [&](View<bfloat16> rounded) { pending_->norm(x, norm, y, inverse, rounded); }, y);
+      tensor_cores_->rounding({y}, {y, inverse}, [&](View<bfloat16> rounded) {
+        pending_->norm(x, norm, y, inverse, rounded);
+      });
     } else {
       Launch<S>::rms_norm(next(), false, {x, {}}, norm, {}, y, inverse);
     }

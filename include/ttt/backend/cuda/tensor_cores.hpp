@@ -6,44 +6,21 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <span>
-#include <string>
 #include <vector>
 
-#include <cublasLt.h>
-
+#include <ttt/backend/cuda/cublas.hpp>
 #include <ttt/backend/cuda/device.hpp>
 #include <ttt/backend/cuda/launch.hpp>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
-
-inline void check(cublasStatus_t status, const char* what) {
-  if (status == CUBLAS_STATUS_SUCCESS) return;
-  ttt::detail::fail<Error>(std::string("cuBLASLt: ") + what + ": " +
-                           cublasLtGetStatusString(status));
-}
-
-/// A cuBLASLt object and what destroys it.
-template <class Handle, cublasStatus_t (*destroy)(Handle)>
-class Owned {
- public:
-  Owned() = default;
-  ~Owned() {
-    if (handle_ != nullptr) static_cast<void>(destroy(handle_));
-  }
-  Owned(const Owned&) = delete;
-  Owned& operator=(const Owned&) = delete;
-  Handle* place() { return &handle_; }
-  Handle get() const { return handle_; }
-
- private:
-  Handle handle_ = nullptr;
-};
 
 /// What a backend needs for work on tensor cores, one thing at a time: scratch, and cuBLASLt.
 ///
@@ -72,14 +49,27 @@ class TensorCores {
     rounded_.clear();
   }
 
-  /// Calls f with a place for a rounded copy of each result, which the kernel that f puts on the
-  /// stream is to fill and products will find; with none where none is wanted. Throws Error when
-  /// there is no room.
-  template <class F, class... Results>
-  void rounding(const F& f, const Results&... results) {
+  /// Calls f with a place for a rounded copy of each result, which the kernels that f puts on the
+  /// stream are to fill and products will find; with none where none is wanted. They may write
+  /// `written` and nothing else: other copies stay good. Throws Error when there is no room.
+  template <std::size_t count, class F>
+  auto rounding(const View<float> (&results)[count], std::initializer_list<View<float>> written,
+                const F& f) {
     const std::lock_guard lock(mutex_);
-    rounded_.clear();
-    f(place_for(results)...);
+    for (const View<float>& to : written) forget_what_was_in(to);
+    Index bytes = 0;
+    for (const View<float>& result : results) bytes += copy_bytes(result);
+    if (used_bytes() + bytes > scratch_.size()) {
+      rounded_.clear();
+      grow(bytes + bytes / 2);  // and what they are multiplied with
+    }
+    if constexpr (count == 1) {
+      return f(place_for(results[0]));
+    } else {
+      static_assert(count == 2);
+      const auto first = place_for(results[0]);
+      return f(first, place_for(results[1]));
+    }
   }
 
   /// c (+)= a · b; either may be stored in float or in bfloat16. Throws Error when there is no room
@@ -238,14 +228,14 @@ class TensorCores {
     return (from.rows * rounded_stride(from) * 2 + alignment - 1) / alignment * alignment;
   }
 
+  bool wants_copy(const View<float>& result) const {
+    return remember_ && !result.empty() && result.rows > few_rows;
+  }
+  Index copy_bytes(const View<float>& result) const {
+    return wants_copy(result) ? rounded_bytes(View<const float>(result)) : 0;
+  }
   View<bfloat16> place_for(const View<float>& result) {
-    if (!remember_ || result.empty() || result.rows <= few_rows) return {};
-    const Index bytes = rounded_bytes(View<const float>(result));
-    if (used_bytes() + bytes > scratch_.size()) {
-      if (!rounded_.empty()) return {};
-      grow(bytes);
-    }
-    return place(result);
+    return wants_copy(result) ? place(result) : View<bfloat16>();
   }
   View<bfloat16> place(const View<const float>& from) {
     const Index begin = used_bytes();

@@ -19,7 +19,7 @@ template <int D>
 __global__ void __launch_bounds__(flash_threads)
     attention_bfloat16_kernel(View<const float> q, Cache<const bfloat16> keys,
                               Cache<const bfloat16> values, AttentionShape shape, View<float> o,
-                              View<float> lse) {
+                              View<float> lse, View<bfloat16> rounded) {
   extern __shared__ __align__(16) std::uint16_t tiles[];  // keys, values; the next of both
   const Index head = blockIdx.y, key_head = head / (shape.heads / shape.key_heads);
   const Index first = static_cast<Index>(blockIdx.x) * flash_rows,
@@ -98,9 +98,13 @@ __global__ void __launch_bounds__(flash_threads)
     if (row >= count) continue;
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
-      float* const to = &o(first + row, head * D + 8 * n + col_of(0));
+      const Index column = head * D + 8 * n + col_of(0);
+      float* const to = &o(first + row, column);
       to[0] = out[n][2 * r] / total;
       to[1] = out[n][2 * r + 1] / total;
+      if (rounded.empty()) continue;
+      *reinterpret_cast<unsigned*>(&rounded(first + row, column)) =
+          pack(out[n][2 * r] / total, out[n][2 * r + 1] / total);
     }
     if (!lse.empty() && threadIdx.x % 4 == 0) lse(head, first + row) = most[r] + logf(total);
   }
@@ -111,15 +115,15 @@ __global__ void __launch_bounds__(flash_threads)
 template <class S>
 bool Launch<S>::attention_bfloat16(Stream stream, View<const S> q, Cache<const bfloat16> keys,
                                    Cache<const bfloat16> values, AttentionShape shape, View<S> o,
-                                   View<S> lse) {
+                                   View<S> lse, View<bfloat16> rounded) {
   if constexpr (std::is_same_v<S, float>) {
-    if (attention_hopper(stream, q, keys, values, shape, o, lse)) return true;
+    if (attention_hopper(stream, q, keys, values, shape, o, lse, rounded)) return true;
     if (q.rows == 0 || !in_sixteens(q)) return false;
     if (!in_eights(keys) || !in_eights(values) || keys.slots != values.slots) return false;
     const dim3 blocks(grid(blocks_for(q.rows, flash_rows)), grid(shape.heads));
     return with_head_dim(shape.head_dim, [&](auto d) {
       start_tiles(attention_bfloat16_kernel<d()>, blocks, flash_threads, 8 * flash_tile<d()>,
-                  stream, q, keys, values, shape, o, lse);
+                  stream, q, keys, values, shape, o, lse, rounded);
     });
   }
   return false;

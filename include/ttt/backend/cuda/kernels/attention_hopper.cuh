@@ -60,7 +60,7 @@ template <int D, int groups>
 __global__ void __launch_bounds__(ForwardShape<D, groups>::threads, 1)
     attention_hopper_kernel(View<const float> q, Cache<const bfloat16> keys,
                             Cache<const bfloat16> values, AttentionShape shape, View<float> o,
-                            View<float> lse) {
+                            View<float> lse, View<bfloat16> rounded) {
   if constexpr (hopper_code) {
     using Shape = ForwardShape<D, groups>;
     using Queries = typename Shape::Queries;
@@ -206,11 +206,17 @@ __global__ void __launch_bounds__(ForwardShape<D, groups>::threads, 1)
         const int row = 64 * group + group_row(2 * r);
         if (row >= count) continue;
         const float inverse = 1 / total;
-        float* const to = &o(first + row, head * D + group_col(0));
+        const Index column = head * D + group_col(0);
+        float* const to = &o(first + row, column);
+        bfloat16* const copy = rounded.empty() ? nullptr : &rounded(first + row, column);
 #pragma unroll
         for (int n = 0; n < D / 8; ++n) {
-          *reinterpret_cast<float2*>(to + 8 * n) =
+          const float2 pair =
               make_float2(out[4 * n + 2 * r] * inverse, out[4 * n + 2 * r + 1] * inverse);
+          *reinterpret_cast<float2*>(to + 8 * n) = pair;
+          if (copy != nullptr) {
+            *reinterpret_cast<unsigned*>(copy + 8 * n) = rounded_pair(pair.x, pair.y);
+          }
         }
         if (!lse.empty() && threadIdx.x % 4 == 0) {
           lse(head, first + row) = most[r] * (scale / log2_e) + logf(total);
@@ -224,7 +230,7 @@ __global__ void __launch_bounds__(ForwardShape<D, groups>::threads, 1)
 /// few queries, rows that do not lie in fours of floats, another GPU than the code is for.
 inline bool attention_hopper(cudaStream_t stream, View<const float> q, Cache<const bfloat16> keys,
                              Cache<const bfloat16> values, AttentionShape shape, View<float> o,
-                             View<float> lse) {
+                             View<float> lse, View<bfloat16> rounded) {
   if (q.rows < least_hopper_queries || !in_fours_of_floats(q) || !in_fours_of_floats(o) ||
       !in_chunks(keys) || !in_chunks(values) || !runs_hopper_code()) {
     return false;
@@ -234,7 +240,8 @@ inline bool attention_hopper(cudaStream_t stream, View<const float> q, Cache<con
     const auto kernel = attention_hopper_kernel<d(), groups()>;
     if (!with_shared_memory(kernel, Shape::shared_bytes)) return false;
     const dim3 blocks(grid(blocks_for(q.rows, Shape::rows)), grid(shape.heads));
-    kernel<<<blocks, Shape::threads, Shape::shared_bytes, stream>>>(q, keys, values, shape, o, lse);
+    kernel<<<blocks, Shape::threads, Shape::shared_bytes, stream>>>(q, keys, values, shape, o, lse,
+                                                                    rounded);
     return true;
   };
   // Four groups are 15 % faster while they have work.

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 /// \file
 /// The loss of rows of logits whose gradient goes on as bfloat16, into a product: the logits are
-/// read twice, 8 bytes a logit, and the gradient is written once, 2 bytes.
+/// read twice, 8 bytes a logit, or once (see loss_hopper.cuh), and the gradient is written once, 2
+/// bytes.
 #pragma once
 
+#include <ttt/backend/cuda/kernels/loss_hopper.cuh>
 #include <ttt/backend/cuda/kernels/tensor_cores.cuh>
 
 namespace ttt::inline TTT_ABI {
@@ -87,13 +89,17 @@ void Launch<S>::softmax_loss_bfloat16(Stream stream, View<const S> logits, View<
                                       View<bfloat16> dlogits, View<bfloat16> tdlogits) {
   if constexpr (std::is_same_v<S, float>) {
     if (logits.rows == 0) return;
+    const float own_seed = static_cast<float>(seed);
+    if (loss_hopper(stream, logits, tlogits, targets, weights, own_seed, nll, dlogits, tdlogits)) {
+      return;
+    }
     const bool aligned = in_packs(logits) && in_packs(tlogits);
     const auto kernel =
         tlogits.empty()
             ? (aligned ? loss_bfloat16_kernel<false, true> : loss_bfloat16_kernel<false, false>)
             : (aligned ? loss_bfloat16_kernel<true, true> : loss_bfloat16_kernel<true, false>);
-    kernel<<<grid(logits.rows), 1024, 0, stream>>>(
-        logits, tlogits, targets, weights, static_cast<float>(seed), nll, dlogits, tdlogits);
+    kernel<<<grid(logits.rows), 1024, 0, stream>>>(logits, tlogits, targets, weights, own_seed, nll,
+                                                   dlogits, tdlogits);
   }
 }
 

@@ -1,26 +1,37 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Root-mean-square norms, a block a row, and sums over columns.
+/// Root-mean-square norms, a block a row. A norm moves 4 bytes in and 4 out an element, 8 and 8 with
+/// the sum before it, its gradient 8 and 4; a rounded copy is 2 more.
 #pragma once
 
-#include <ttt/backend/cuda/kernels/number.cuh>
+#include <ttt/backend/cuda/kernels/column_sums.cuh>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 namespace {
 
-/// 1 / sqrt(sum / size + eps), in double.
+/// 1 / sqrt(sum / size + eps), in double; of a float by few operations, for every thread of a row
+/// waits for all of them.
 template <class T>
 __device__ T inverse_rms(T sum, Index size, double eps) {
   using std::sqrt;
-  return narrow<T>(Wide<T>(1) /
-                   sqrt(widen(sum) / Wide<T>(static_cast<double>(size)) + Wide<T>(eps)));
+  if constexpr (std::is_same_v<T, float>) {
+    return static_cast<float>(
+        ::rsqrt(static_cast<double>(sum) * (1.0 / static_cast<double>(size)) + eps));
+  } else {
+    return narrow<T>(Wide<T>(1) /
+                     sqrt(widen(sum) / Wide<T>(static_cast<double>(size)) + Wide<T>(eps)));
+  }
 }
-/// What every dx loses along x: inverse³ / size * <scale * dy, x>.
+/// What every dx loses along x: inverse³ / size * <scale * dy, x>; the first factor is known first.
+template <class T>
+__device__ Wide<T> pull_factor(T inverse, Index size) {
+  const Wide<T> inv = widen(inverse);
+  return inv * inv * inv / Wide<T>(static_cast<double>(size));
+}
 template <class T>
 __device__ T norm_pull(T dot, T inverse, Index size) {
-  const Wide<T> inv = widen(inverse);
-  return narrow<T>(inv * inv * inv * widen(dot) / Wide<T>(static_cast<double>(size)));
+  return narrow<T>(pull_factor(inverse, size) * widen(dot));
 }
 
 /// h + x * inverse * scale, in float with every operation rounded: kernels that are to agree to the
@@ -60,6 +71,19 @@ __global__ void rms_norm_kernel(Operand<S> x, Norm<S> norm, Operand<S> h, View<S
   }
 }
 
+/// N neighbours, at once where they lie so.
+template <class S, int N, class Stored>
+__device__ void load_neighbours(const Stored* from, Index apart, Pack<S, N>& out) {
+  using Raw = RawPack<Stored, N>;
+  if (apart == 1 && reinterpret_cast<std::uintptr_t>(from) % sizeof(Raw) == 0) {
+    const Raw raw = *reinterpret_cast<const Raw*>(from);
+#pragma unroll
+    for (int n = 0; n < N; ++n) out.at[n] = static_cast<S>(element(&raw.at[n]));
+  } else {
+#pragma unroll
+    for (int n = 0; n < N; ++n) out.at[n] = static_cast<S>(element(from + n * apart));
+  }
+}
 /// A norm's factors of channels j to j + N - 1.
 template <int N, class S>
 __device__ Pack<S, N> load_scales(const Norm<S>& norm, Index j) {
@@ -69,13 +93,9 @@ __device__ Pack<S, N> load_scales(const Norm<S>& norm, Index j) {
 #pragma unroll
   for (int n = 0; n < N; ++n) out.at[n] = S(1);
   if (w.narrow) {
-    const auto* const from = static_cast<const bfloat16*>(w.data) + at;
-#pragma unroll
-    for (int n = 0; n < N; ++n) out.at[n] = static_cast<S>(element(from + n * apart));
+    load_neighbours(static_cast<const bfloat16*>(w.data) + at, apart, out);
   } else if (w.data != nullptr) {
-    const auto* const from = static_cast<const S*>(w.data) + at;
-#pragma unroll
-    for (int n = 0; n < N; ++n) out.at[n] = element(from + n * apart);
+    load_neighbours(static_cast<const S*>(w.data) + at, apart, out);
   }
   return out;
 }
@@ -91,58 +111,95 @@ __device__ void prefetch_scales(const Norm<S>& norm) {
   }
 }
 
-/// Packs of a row that a thread of sum_and_norm holds.
+/// Packs of a row that a thread of a block of row_threads holds, at most.
 constexpr int held_packs = 4;
+
+/// f(i, j) for a thread's i-th pack, which begins at channel j.
+template <int N, int held, class F>
+__device__ void for_held(Index width, const F& f) {
+#pragma unroll
+  for (int i = 0; i < held; ++i) {
+    const Index j = N * (static_cast<Index>(threadIdx.x) + i * Index{row_threads});
+    if (j < width) f(i, j);
+  }
+}
+template <int N, int held, class S>
+__device__ S sum_of_squares(Index width, const Pack<S, N> (&x)[held]) {
+  S squares(0);
+  for_held<N, held>(width, [&](int i, Index) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) squares = squares + x[i].at[n] * x[i].at[n];
+  });
+  return squares;
+}
+/// block_sum over row_threads, to the same bits, with one barrier: no block sums at a place twice.
+template <int place, class T>
+__device__ T row_sum(T x) {
+  __shared__ T parts[row_threads / 32];
+  x = lanes_sum(x);
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+  __syncthreads();
+  T sum = parts[0];
+#pragma unroll
+  for (unsigned i = 1; i < row_threads / 32; ++i) sum = sum + parts[i];
+  return sum;
+}
+
+/// rms_norm_kernel where a thread holds its share of a row: all that is read is asked for at once.
+template <int N, int held, class S>
+__global__ void __launch_bounds__(row_threads)
+    rms_norm_held_kernel(View<const S> x, Norm<S> norm, View<const S> h, View<S> y, View<S> inverse,
+                         View<bfloat16> rounded) {
+  const Index t = blockIdx.x, width = x.cols;
+  Pack<S, N> v[held], out[held], scale[held];
+  for_held<N, held>(width, [&](int i, Index j) {
+    v[i] = load_pack<S, N>({x, {}}, t, j);
+    out[i] = load_pack<S, N>({h, {}}, t, j);
+    scale[i] = load_scales<N>(norm, j);
+  });
+  const S inv = inverse_rms(row_sum<0>(sum_of_squares(width, v)), width, norm.eps);
+  if (!inverse.empty() && threadIdx.x == 0) inverse(t, 0) = inv;
+  if (y.empty()) return;
+  for_held<N, held>(width, [&](int i, Index j) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      out[i].at[n] = add_scaled(out[i].at[n], v[i].at[n], inv, scale[i].at[n]);
+    }
+    put_pack(y, t, j, out[i]);
+    put_rounded(rounded, t, j, out[i]);
+  });
+}
 
 /// Row t of out = h + x or h + rms_norm(x), then of y = rms_norm(out); a block a row, every thread
 /// holds its share. Nobody waits for memory but once: what is read is asked for before the first
 /// sum. Each number is computed as rms_norm_kernel and add_kernel compute it.
-template <int N, class S>
+template <int N, int held = held_packs, class S>
 __device__ void sum_and_norm(const ResidualSum<S>& sum, const Norm<S>& norm, const View<S>& y,
                              const View<S>& inverse, const View<bfloat16>& rounded, Index t) {
-  const Index width = sum.x.cols, first = N * static_cast<Index>(threadIdx.x);
-  constexpr Index step = N * static_cast<Index>(row_threads);
-  Pack<S, N> x[held_packs], h[held_packs], scale[held_packs], next_scale[held_packs];
-#pragma unroll
-  for (int i = 0; i < held_packs; ++i) {
-    const Index j = first + i * step;
-    if (j >= width) break;
+  const Index width = sum.x.cols;
+  Pack<S, N> x[held], h[held], scale[held], next_scale[held];
+  for_held<N, held>(width, [&](int i, Index j) {
     x[i] = load_pack<S, N>({sum.x, {}}, t, j);
     h[i] = load_pack<S, N>({sum.h, {}}, t, j);
     if (sum.has_norm) scale[i] = load_scales<N>(sum.norm, j);
     next_scale[i] = load_scales<N>(norm, j);
-  }
+  });
   S inv(1);
   if (sum.has_norm) {
-    S squares(0);
-#pragma unroll
-    for (int i = 0; i < held_packs; ++i) {
-      if (first + i * step >= width) break;
-#pragma unroll
-      for (int n = 0; n < N; ++n) squares = squares + x[i].at[n] * x[i].at[n];
-    }
-    inv = inverse_rms(block_sum(squares), width, sum.norm.eps);
+    inv = inverse_rms(row_sum<0>(sum_of_squares(width, x)), width, sum.norm.eps);
     if (!sum.inverse.empty() && threadIdx.x == 0) sum.inverse(t, 0) = inv;
   }
-  S squares(0);
-#pragma unroll
-  for (int i = 0; i < held_packs; ++i) {
-    const Index j = first + i * step;
-    if (j >= width) break;
+  for_held<N, held>(width, [&](int i, Index j) {
 #pragma unroll
     for (int n = 0; n < N; ++n) {
       S& out = h[i].at[n];
       out = sum.has_norm ? add_scaled(out, x[i].at[n], inv, scale[i].at[n]) : out + x[i].at[n];
-      squares = squares + out * out;
     }
     put_pack(sum.out, t, j, h[i]);
-  }
-  inv = inverse_rms(block_sum(squares), width, norm.eps);
+  });
+  inv = inverse_rms(row_sum<1>(sum_of_squares(width, h)), width, norm.eps);
   if (!inverse.empty() && threadIdx.x == 0) inverse(t, 0) = inv;
-#pragma unroll
-  for (int i = 0; i < held_packs; ++i) {
-    const Index j = first + i * step;
-    if (j >= width) break;
+  for_held<N, held>(width, [&](int i, Index j) {
     Pack<S, N> out;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
@@ -150,13 +207,13 @@ __device__ void sum_and_norm(const ResidualSum<S>& sum, const Norm<S>& norm, con
     }
     put_pack(y, t, j, out);
     put_rounded(rounded, t, j, out);
-  }
+  });
 }
-template <class S, int N>
+template <int N, int held, class S>
 __global__ void __launch_bounds__(row_threads)
     sum_and_norm_kernel(ResidualSum<S> sum, Norm<S> norm, View<S> y, View<S> inverse,
                         View<bfloat16> rounded) {
-  sum_and_norm<N>(sum, norm, y, inverse, rounded, blockIdx.x);
+  sum_and_norm<N, held>(sum, norm, y, inverse, rounded, blockIdx.x);
 }
 /// Whether there is a kernel for these rows.
 template <class S>
@@ -192,52 +249,55 @@ __global__ void rms_norm_backward_kernel(Operand<S> x, Norm<S> norm, Operand<S> 
   }
 }
 
-/// Sums over columns, in an order that never changes: a block makes those of 32 columns over one
-/// of `parts` stretches of the rows, a column's rows taken by 32 threads in turn; then the parts
-/// are added in order.
-struct ColumnSums {
-  Index rows, cols, parts;
-};
-inline ColumnSums column_sums(Index rows, Index cols) {
-  constexpr Index each = 256, most = 64;
-  const Index parts = blocks_for(rows, each);
-  return {rows, cols, parts < most ? parts : most};
+/// The same where a thread holds its share of a row: all that is read is asked for at once.
+template <int N, int held, class S>
+__global__ void __launch_bounds__(row_threads)
+    rms_norm_backward_held_kernel(View<const S> x, Norm<S> norm, View<const S> inverse,
+                                  View<const S> dy, View<S> dx, bool add, View<bfloat16> rounded) {
+  const Index t = blockIdx.x, width = x.cols;
+  Pack<S, N> v[held], g[held], scale[held], out[held];
+  const S inv = inverse(t, 0);
+  for_held<N, held>(width, [&](int i, Index j) {
+    v[i] = load_pack<S, N>({x, {}}, t, j);
+    g[i] = load_pack<S, N>({dy, {}}, t, j);
+    out[i] = load_pack<S, N>({add ? dx : View<S>(), {}}, t, j);
+    scale[i] = load_scales<N>(norm, j);
+  });
+  const Wide<S> factor = pull_factor(inv, width);
+  S dot(0);
+  for_held<N, held>(width, [&](int i, Index) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) dot = dot + scale[i].at[n] * g[i].at[n] * v[i].at[n];
+  });
+  const S pull = narrow<S>(factor * widen(row_sum<0>(dot)));
+  for_held<N, held>(width, [&](int i, Index j) {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      const S own = inv * scale[i].at[n] * g[i].at[n] - v[i].at[n] * pull;
+      out[i].at[n] = add ? out[i].at[n] + own : own;
+    }
+    put_pack(dx, t, j, out[i]);
+    put_rounded(rounded, t, j, out[i]);
+  });
 }
-inline dim3 column_grid(const ColumnSums& sums) {
-  return {grid(blocks_for(sums.cols, 32)), grid(sums.parts)};
-}
-constexpr dim3 column_threads(32, 32);
 
-/// part[blockIdx.y][j] = sum of term(row, j).
-template <class T, class Term>
-__device__ void sum_columns(const ColumnSums& all, ScalarOf<T>* part, const Term& term) {
-  __shared__ T sums[32][33];
-  const Index j = static_cast<Index>(blockIdx.x) * 32 + threadIdx.x;
-  const Index each = (all.rows + all.parts - 1) / all.parts;
-  const Index begin = blockIdx.y * each, end = begin + each < all.rows ? begin + each : all.rows;
-  T sum(0);
-  if (j < all.cols) {
-    for (Index t = begin + threadIdx.y; t < end; t += 32) sum = sum + term(t, j);
+/// Calls f with how many packs of a row of floats a thread is to hold. False, and nothing done,
+/// where they are too many or another scalar's.
+template <class S, class F>
+bool with_held(Index width, const F& f) {
+  if constexpr (std::is_same_v<S, float>) {
+    const Index packs = blocks_for(width, pack_size<S> * Index{row_threads});
+    if (packs > held_packs) return false;
+    if (packs <= 1) {
+      f(std::integral_constant<int, 1>());
+    } else if (packs <= 3) {
+      f(std::integral_constant<int, 3>());
+    } else {
+      f(std::integral_constant<int, held_packs>());
+    }
+    return true;
   }
-  sums[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y > 0 || j >= all.cols) return;
-  for (int i = 1; i < 32; ++i) sum = sum + sums[i][threadIdx.x];
-  put(part[blockIdx.y * all.cols + j], sum);
-}
-/// out[j] += the parts of its sum.
-template <class S>
-__global__ void add_parts_kernel(ColumnSums all, const S* part, S* out) {
-  const Index j = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (j >= all.cols) return;
-  S sum(0);
-#pragma unroll 8
-  for (Index i = 0; i < all.parts; ++i) sum += part[i * all.cols + j];
-  out[j] += sum;
-}
-template <class S>
-void add_parts(cudaStream_t stream, const ColumnSums& all, const S* part, View<S> out) {
-  add_parts_kernel<<<grid(blocks_for(all.cols, 128)), 128, 0, stream>>>(all, part, out.data);
+  return false;
 }
 
 template <class T, class S = ScalarOf<T>>
@@ -252,15 +312,15 @@ __global__ void __launch_bounds__(1024)
 }  // namespace
 
 template <class S>
-Index Launch<S>::column_scratch(Index rows, Index cols) {
-  return column_sums(rows, cols).parts * cols * static_cast<Index>(sizeof(S));
-}
-
-template <class S>
 void Launch<S>::rms_norm(Stream stream, bool tangents, Operand<S> x, Norm<S> norm, Operand<S> h,
                          View<S> y, View<S> inverse, View<bfloat16> rounded) {
   if (x.value.rows == 0) return;
   const bool aligned = in_packs(x) && in_packs(h) && in_packs<S>(y);
+  const auto hold = [&](auto held) {
+    rms_norm_held_kernel<pack_size<S>, held()><<<grid(x.value.rows), row_threads, 0, stream>>>(
+        x.value, norm, h.value, y, inverse, rounded);
+  };
+  if (aligned && !tangents && with_held<S>(x.value.cols, hold)) return;
   with_packs<S>(tangents, aligned, [&]<class T, int N>() {
     rms_norm_kernel<T, N>
         <<<grid(x.value.rows), row_threads, 0, stream>>>(x, norm, h, y, inverse, rounded);
@@ -271,10 +331,10 @@ template <class S>
 bool Launch<S>::sum_and_norm(Stream stream, const ResidualSum<S>& sum, Norm<S> norm, View<S> y,
                              View<S> inverse, View<bfloat16> rounded) {
   if constexpr (std::is_same_v<S, float>) {
-    if (!fits_sum_and_norm(sum, y)) return false;
-    sum_and_norm_kernel<S, pack_size<S>>
-        <<<grid(sum.x.rows), row_threads, 0, stream>>>(sum, norm, y, inverse, rounded);
-    return true;
+    return fits_sum_and_norm(sum, y) && with_held<S>(sum.x.cols, [&](auto held) {
+             sum_and_norm_kernel<pack_size<S>, held()>
+                 <<<grid(sum.x.rows), row_threads, 0, stream>>>(sum, norm, y, inverse, rounded);
+           });
   }
   return false;
 }
@@ -295,6 +355,12 @@ void Launch<S>::rms_norm_backward(Stream stream, bool tangents, Operand<S> x, No
   }
   if (dx.empty()) return;
   const bool aligned = in_packs(x) && in_packs(dy) && in_packs<S>(dx);
+  const auto hold = [&](auto held) {
+    rms_norm_backward_held_kernel<pack_size<S>, held()>
+        <<<grid(x.value.rows), row_threads, 0, stream>>>(x.value, norm, inverse.value, dy.value, dx,
+                                                         write == Write::Add, rounded);
+  };
+  if (aligned && !tangents && with_held<S>(x.value.cols, hold)) return;
   with_packs<S>(tangents, aligned, [&]<class T, int N>() {
     rms_norm_backward_kernel<T, N><<<grid(x.value.rows), row_threads, 0, stream>>>(
         x, norm, inverse, dy, dx, write == Write::Add, rounded);

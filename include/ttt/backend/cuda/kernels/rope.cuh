@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Rotary positions, with the norm of each head before them; a warp a head.
+/// Rotary positions, with the norm of each head before them. Forwards a warp a head, 4 bytes in and
+/// 4 out an element; backwards four heads a warp, 8 bytes in and 4 out, and 2 for a rounded copy.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/norms.cuh>
@@ -34,6 +35,125 @@ __device__ inline Index own_head() {
 }
 
 constexpr int most_pairs = most_head_dim / 2 / 32;  // of a head, on one of 32 lanes
+
+/// The heads of a lane that has four channels of each. A warp has `count` heads of a token, whose
+/// loads are under way together, or twice as many where a head needs but half of the lanes.
+template <int lanes, int count>
+struct LaneHeads {
+  static constexpr unsigned sharing = 32 / lanes, of_warp = count * sharing;
+  unsigned row, first, heads;
+  Index channel;
+  bool has_channels;
+
+  __device__ LaneHeads(unsigned heads_, Index d) : heads(heads_) {
+    const unsigned warp = blockIdx.x * (row_threads / 32) + threadIdx.x / 32;
+    const unsigned warps = (heads + of_warp - 1) / of_warp;
+    row = warp / warps;
+    first = warp % warps * of_warp + threadIdx.x % 32 / lanes;
+    channel = 4 * (threadIdx.x % lanes);
+    has_channels = channel < d;
+  }
+  __device__ unsigned head(int i) const { return first + static_cast<unsigned>(i) * sharing; }
+  __device__ bool exists(int i) const { return head(i) < heads; }
+  __device__ bool has(int i) const { return has_channels && exists(i); }
+
+  /// Blocks for so many rows.
+  static unsigned blocks(Index rows, Index heads) {
+    return grid(blocks_for(rows * blocks_for(heads, of_warp), row_threads / 32));
+  }
+};
+/// Calls f with the lanes that a head needs: 16 or 32.
+template <class F>
+void with_lanes(Index d, const F& f) {
+  if (d <= 64) {
+    f(std::integral_constant<int, 16>());
+  } else {
+    f(std::integral_constant<int, 32>());
+  }
+}
+/// Whether heads can be taken in fours of channels, and halves of heads too.
+template <class S>
+bool heads_in_fours(const View<const S>& angles) {
+  return angles.cols % 8 == 0 && angles.cols <= most_head_dim && in_packs(angles);
+}
+
+/// x of another lane.
+template <class T>
+__device__ T from_lane(T x, unsigned lane) {
+  if constexpr (std::is_same_v<T, ScalarOf<T>>) {
+    return __shfl_sync(0xffffffffu, x, static_cast<int>(lane));
+  } else {
+    return {__shfl_sync(0xffffffffu, x.value, static_cast<int>(lane)),
+            __shfl_sync(0xffffffffu, x.tangent, static_cast<int>(lane))};
+  }
+}
+/// x[i] = f(x[i], i) of numbers that all lanes of a head have: each lane computes one of them. In
+/// double, where every lane computed all, that would take as long as moving the heads.
+template <int lanes, int count, class T, class F>
+__device__ void share_out(T (&x)[count], const F& f) {
+  const int own = static_cast<int>(threadIdx.x) % count;
+  T mine = x[0];
+#pragma unroll
+  for (int i = 1; i < count; ++i) {
+    if (own == i) mine = x[i];
+  }
+  mine = f(mine, own);
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    x[i] = from_lane(mine, threadIdx.x % 32 / lanes * lanes + static_cast<unsigned>(i));
+  }
+}
+
+/// How a lane's four channels are turned.
+struct LaneAngles {
+  bool interleaved, is_first;  // of two halves
+  unsigned other;              // the lane with the other half
+  Pack<float, 4> cosine = {}, sine = {};
+
+  template <int lanes, int count>
+  __device__ LaneAngles(const LaneHeads<lanes, count>& own, View<const float> angles,
+                        RopeLayout layout)
+      : interleaved(layout == RopeLayout::Interleaved) {
+    const Index half = angles.cols / 2, c = own.channel;
+    is_first = c < half;
+    const Index others = own.has_channels ? (is_first ? c + half : c - half) / 4 : 0;
+    other = threadIdx.x % 32 / lanes * lanes + static_cast<unsigned>(others);
+    if (!own.has_channels) return;
+    if (interleaved) {
+      const auto a = load_pack<float, 2>({angles, {}}, own.row, c / 2);
+      const auto b = load_pack<float, 2>({angles, {}}, own.row, half + c / 2);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        cosine.at[n] = a.at[n / 2];
+        sine.at[n] = b.at[n / 2];
+      }
+    } else {
+      const Index at = is_first ? c : c - half;
+      cosine = load_pack<float, 4>({angles, {}}, own.row, at);
+      sine = load_pack<float, 4>({angles, {}}, own.row, half + at);
+    }
+  }
+
+  /// Forwards, or back; every lane of a warp calls it.
+  template <bool back, class T>
+  __device__ void turn(Pack<T, 4>& x) const {
+    if (interleaved) {
+#pragma unroll
+      for (int n = 0; n < 4; n += 2) {
+        const T u = x.at[n], v = x.at[n + 1], c(cosine.at[n]), s(sine.at[n]);
+        x.at[n] = back ? u * c + v * s : u * c - v * s;
+        x.at[n + 1] = back ? v * c - u * s : u * s + v * c;
+      }
+    } else {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        const T own = x.at[n], partner = from_lane(own, other), c(cosine.at[n]), s(sine.at[n]);
+        const bool minus = is_first != back;
+        x.at[n] = minus ? own * c - partner * s : partner * s + own * c;
+      }
+    }
+  }
+};
 
 /// Every head normed and turned; a warp a head.
 template <class T, class S = ScalarOf<T>>
@@ -86,7 +206,7 @@ __device__ Turned<T> turn_back(const Operand<S>& dy, View<const S> angles, RopeL
 template <class T, class S = ScalarOf<T>>
 __global__ void head_norm_rope_backward_kernel(Operand<S> x, Norm<S> norm, Operand<S> inverse,
                                                View<const S> angles, RopeLayout layout,
-                                               Operand<S> dy, View<S> dx) {
+                                               Operand<S> dy, View<S> dx, View<bfloat16> rounded) {
   const Index d = angles.cols, t = blockIdx.x, lane = threadIdx.x % 32, h = own_head();
   if (h * d >= x.value.cols) return;
   Turned<T> g[most_pairs];
@@ -118,6 +238,65 @@ __global__ void head_norm_rope_backward_kernel(Operand<S> x, Norm<S> norm, Opera
     }
     put(dx(t, h * d + a), first);
     put(dx(t, h * d + b), second);
+    put_rounded(rounded, t, h * d + a, Pack<T, 1>{first});
+    put_rounded(rounded, t, h * d + b, Pack<T, 1>{second});
+  }
+}
+
+/// The same in float where heads lie in fours of channels.
+template <class T, int lanes, int count>
+__global__ void __launch_bounds__(row_threads, std::is_same_v<T, float> ? 4 : 3)
+    head_norm_rope_backward_fours_kernel(Operand<float> x, Norm<float> norm, Operand<float> inverse,
+                                         View<const float> angles, RopeLayout layout,
+                                         Operand<float> dy, View<float> dx, View<bfloat16> rounded,
+                                         unsigned heads) {
+  const Index d = angles.cols;
+  const LaneHeads<lanes, count> own(heads, d);
+  const Index t = own.row, c = own.channel;
+  if (t >= dy.value.rows) return;
+  const bool has_norm = norm.eps >= 0;
+  Pack<T, 4> g[count] = {}, v[count] = {};
+  T inv[count] = {}, pull[count] = {};
+  Pack<float, 4> scale = {};
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    if (own.has(i)) g[i] = load_pack<T, 4>(dy, t, own.head(i) * d + c);
+    if (has_norm && own.has(i)) v[i] = load_pack<T, 4>(x, t, own.head(i) * d + c);
+    if (has_norm && own.exists(i)) inv[i] = load<T>(inverse, t, own.head(i));
+  }
+  if (has_norm && own.has_channels) scale = load_scales<4>(norm, c);
+  const LaneAngles angle(own, angles, layout);
+#pragma unroll
+  for (int i = 0; i < count; ++i) angle.turn<true>(g[i]);
+  if (has_norm) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        pull[i] = pull[i] + T(scale.at[n]) * g[i].at[n] * v[i].at[n];
+      }
+      pull[i] = lanes_sum(pull[i], lanes);
+    }
+    share_out<lanes>(pull, [&](T dot, int own_head) {
+      T of_head = inv[0];
+#pragma unroll
+      for (int i = 1; i < count; ++i) {
+        if (own_head == i) of_head = inv[i];
+      }
+      return norm_pull(dot, of_head, d);
+    });
+  }
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    if (!own.has(i)) continue;
+    if (has_norm) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        g[i].at[n] = inv[i] * T(scale.at[n]) * g[i].at[n] - v[i].at[n] * pull[i];
+      }
+    }
+    put_pack(dx, t, own.head(i) * d + c, g[i]);
+    put_rounded(rounded, t, own.head(i) * d + c, g[i]);
   }
 }
 
@@ -165,7 +344,8 @@ void Launch<S>::head_norm_rope(Stream stream, bool tangents, Operand<S> x, Norm<
 template <class S>
 void Launch<S>::head_norm_rope_backward(Stream stream, bool tangents, Operand<S> x, Norm<S> norm,
                                         Operand<S> inverse, View<const S> angles, RopeLayout layout,
-                                        Operand<S> dy, View<S> dx, View<S> dscale, void* scratch) {
+                                        Operand<S> dy, View<S> dx, View<S> dscale, void* scratch,
+                                        View<bfloat16> rounded) {
   if (x.value.rows == 0) return;
   const bool wants_scale = !dscale.empty() && norm.eps >= 0;
   const ColumnSums all = column_sums(x.value.rows * x.value.cols / angles.cols, angles.cols);
@@ -176,8 +356,20 @@ void Launch<S>::head_norm_rope_backward(Stream stream, bool tangents, Operand<S>
           all, x, inverse, angles, layout, dy, part);
     }
     if (dx.empty()) return;
+    if constexpr (std::is_same_v<S, float>) {
+      if (heads_in_fours(angles) && in_packs(x) && in_packs(dy) && in_packs<S>(dx)) {
+        return with_lanes(angles.cols, [&](auto lanes) {
+          constexpr int count = (std::is_same_v<T, S> ? 4 : 2) * lanes() / 32;
+          const Index heads = x.value.cols / angles.cols;
+          const unsigned blocks = LaneHeads<lanes(), count>::blocks(x.value.rows, heads);
+          head_norm_rope_backward_fours_kernel<T, lanes(), count>
+              <<<blocks, row_threads, 0, stream>>>(x, norm, inverse, angles, layout, dy, dx,
+                                                   rounded, grid(heads));
+        });
+      }
+    }
     head_norm_rope_backward_kernel<T><<<head_grid(x.value, angles), row_threads, 0, stream>>>(
-        x, norm, inverse, angles, layout, dy, dx);
+        x, norm, inverse, angles, layout, dy, dx, rounded);
   });
   if (wants_scale) add_parts(stream, all, part, dscale);
 }

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: MIT
+// Rows that lie as the fast kernels can move them, and copies in bfloat16 beside them.
+#include <cmath>
+#include <support/equivalence.hpp>
+#include <support/primitives.hpp>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <ttt/backend/cuda/backend.hpp>
+
+namespace {
+
+using namespace ttt;
+using namespace ttt::test;
+
+using Fast = cuda::Backend<float, cuda::Products::Bfloat16>;
+const reference::Backend<double> exact;
+
+/// Heads of every size that lies in eights, few and many, and both layouts, with and without norms.
+template <class Check>
+void for_heads(const Check& check) {
+  for (Index d : {8, 24, 64, 80, 96, 128}) {
+    for (Index heads : {1, 3, 6, 10}) {
+      for (Index rows : {1, 5, 33}) {
+        for (const RopeLayout layout : {RopeLayout::Interleaved, RopeLayout::HalfSplit}) {
+          for (const double eps : {1e-5, -1.0}) {
+            CAPTURE(d);
+            CAPTURE(heads);
+            CAPTURE(rows);
+            CAPTURE(static_cast<int>(layout));
+            CAPTURE(eps);
+            check(d, heads, rows, layout, eps);
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("queries and keys turned and kept at once are those turned and kept apart") {
+  Random random{1};
+  const Fast gpu;
+  for_heads([&](Index d, Index heads, Index rows, RopeLayout layout, double eps) {
+    for (const Index key_heads : {heads, (heads + 1) / 2}) {
+      const Index slots = 40, position = 3 * slots - 2;
+      const auto q = Matrix<float>::input(random, rows, heads * d, 4);
+      const auto k = Matrix<float>::input(random, rows, key_heads * d, 8);
+      const auto v = Matrix<float>::input(random, rows, key_heads * d, 0);
+      const auto angles = Matrix<float>::input(random, rows, d, 4);
+      const auto q_norm = TestNorm<float>::make(random, d, 1, eps);
+      const auto k_norm = TestNorm<float>::make(random, d, 2, eps);
+      auto y = Matrix<float>::output(rows, heads * d, 4);
+      auto of_q = Matrix<float>::output(rows, heads, 1);
+      auto of_k = Matrix<float>::output(rows, key_heads, 1);
+      std::vector<bfloat16> keys(static_cast<std::size_t>(key_heads * slots * d), bfloat16(7.0f));
+      auto values = keys;
+      const Cache<bfloat16> key_cache{keys.data(), key_heads, slots, d};
+      const Cache<bfloat16> value_cache{values.data(), key_heads, slots, d};
+      {
+        StagedCall<Fast> call(gpu);
+        CHECK(gpu.rotate_and_store(call(q.view()), call(k.view()), call(v.view()),
+                                   call(q_norm.norm()), call(k_norm.norm()), call(angles.view()),
+                                   layout, call(y.view()), call(of_q.view()), call(of_k.view()),
+                                   call(key_cache), call(value_cache), position));
+      }
+      auto want = y.as<double>(), of_q_ = of_q.as<double>(), of_k_ = of_k.as<double>();
+      auto rotated = Matrix<double>::output(rows, key_heads * d, 0);
+      const auto angles_ = angles.as<double>();
+      exact.head_norm_rope(q.as<double>().view(), q_norm.as<double>().norm(), angles_.view(),
+                           layout, want.view(), of_q_.view());
+      exact.head_norm_rope(k.as<double>().view(), k_norm.as<double>().norm(), angles_.view(),
+                           layout, rotated.view(), of_k_.view());
+      CHECK(relative_error<float>(y.view(), want.view()) <= 2e-5);
+      CHECK(y.guarded());
+      if (eps >= 0) {
+        CHECK(relative_error<float>(of_q.view(), of_q_.view()) <= 2e-5);
+        CHECK(relative_error<float>(of_k.view(), of_k_.view()) <= 2e-5);
+      }
+      bool near = true, untouched = true;
+      std::vector<bool> is_kept(static_cast<std::size_t>(slots));
+      for (Index t = 0; t < rows; ++t) {
+        is_kept[static_cast<std::size_t>((position + t) % slots)] = true;
+        for (Index j = 0; j < key_heads * d; ++j) {
+          const Index h = j / d;
+          const auto key = static_cast<double>(float(key_cache.at(h, position + t)[j % d]));
+          const float value = float(value_cache.at(h, position + t)[j % d]);
+          const double error = std::abs(key - rotated(t, j));
+          near = near && error <= 0.0041 * std::abs(rotated(t, j)) + 1e-5;
+          near = near && value == float(bfloat16(v(t, j)));
+        }
+      }
+      for (Index slot = 0; slot < slots; ++slot) {
+        if (is_kept[static_cast<std::size_t>(slot)]) continue;
+        for (Index h = 0; h < key_heads; ++h) {
+          untouched = untouched && float(key_cache.at(h, slot)[0]) == 7.0f;
+          untouched = untouched && float(value_cache.at(h, slot)[d - 1]) == 7.0f;
+        }
+      }
+      CHECK(near);
+      CHECK(untouched);
+    }
+  });
+}
+
+TEST_CASE("heads that lie in fours have the gradients of others") {
+  Random random{2};
+  const Fast gpu;
+  for_heads([&](Index d, Index heads, Index rows, RopeLayout layout, double eps) {
+    const auto x = Matrix<float>::input(random, rows, heads * d, 4);
+    const auto tx = Matrix<float>::input(random, rows, heads * d, 8);
+    const auto dy = Matrix<float>::input(random, rows, heads * d, 0);
+    const auto tdy = Matrix<float>::input(random, rows, heads * d, 4);
+    const auto angles = Matrix<float>::input(random, rows, d, 4);
+    const auto inverse = Matrix<float>::input(random, rows, heads, 1);
+    const auto tinverse = Matrix<float>::input(random, rows, heads, 2);
+    const auto norm = TestNorm<float>::make(random, d, 1, eps);
+    auto dx = Matrix<float>::output(rows, heads * d, 4), tdx = dx;
+    auto want = dx.as<double>(), twant = want;
+    {
+      StagedCall<Fast> call(gpu);
+      const auto norm_ = call(norm.norm());
+      gpu.head_norm_rope_backward(call(x.view()), norm_, call(inverse.view()), call(angles.view()),
+                                  layout, call(dy.view()), call(dx.view()), {});
+      gpu.head_norm_rope_backward_tangent(
+          call(x.view()), call(tx.view()), norm_, call(inverse.view()), call(tinverse.view()),
+          call(angles.view()), layout, call(dy.view()), call(tdy.view()), call(tdx.view()), {});
+    }
+    const auto x_ = x.as<double>(), dy_ = dy.as<double>(), inverse_ = inverse.as<double>();
+    const auto norm_ = norm.as<double>();
+    exact.head_norm_rope_backward(x_.view(), norm_.norm(), inverse_.view(),
+                                  angles.as<double>().view(), layout, dy_.view(), want.view(), {});
+    exact.head_norm_rope_backward_tangent(x_.view(), tx.as<double>().view(), norm_.norm(),
+                                          inverse_.view(), tinverse.as<double>().view(),
+                                          angles.as<double>().view(), layout, dy_.view(),
+                                          tdy.as<double>().view(), twant.view(), {});
+    CHECK(relative_error<float>(dx.view(), want.view()) <= 2e-5);
+    CHECK(relative_error<float>(tdx.view(), twant.view()) <= 2e-5);
+    CHECK(dx.guarded());
+    CHECK(tdx.guarded());
+  });
+}
+
+TEST_CASE("products of what kernels left rounded are the products of it") {
+  Random random{3};
+  const Index rows = 70, heads = 2;
+  for (const Index d : {16, 64, 80}) {
+    CAPTURE(d);
+    const Index width = heads * d;
+    std::vector<Matrix<float>> in;
+    for (int i = 0; i < 4; ++i) in.push_back(Matrix<float>::input(random, rows, width, 4));
+    const auto angles = Matrix<float>::input(random, rows, d, 0);
+    const auto norm = TestNorm<float>::make(random, width, 1);
+    const auto head_norm = TestNorm<float>::make(random, d, 1);
+    const auto scales = Matrix<float>::output(random, 1, d, 0);
+    const StoredWeight<float> w(random, {width, 24}, false, true);
+    const std::vector<bfloat16> keys(static_cast<std::size_t>(width * rows), bfloat16(0.5f));
+    const AttentionShape shape{heads, heads, d, rows, 0};
+    // Every kernel writes `a`, or `a` and `b`, over what it wrote before, and products read both.
+    const auto run = [&](bool remember) {
+      const Fast gpu;
+      if (!remember) static_cast<void>(gpu.stream());
+      std::vector<Matrix<float>> y;
+      for (int i = 0; i < 20; ++i) y.push_back(Matrix<float>::output(rows, 24));
+      auto a = in[0], b = in[1], inverse = Matrix<float>::output(rows, 1, 0);
+      auto of_heads = in[2], dscales = scales;
+      auto lse = Matrix<float>::output(heads, rows, 0);
+      {
+        StagedCall<Fast> call(gpu);
+        const auto x0 = call(in[0].view()), x1 = call(in[1].view()), x2 = call(in[2].view()),
+                   x3 = call(in[3].view());
+        const auto weight = call(w.weight());
+        const auto a_ = call(a.view()), b_ = call(b.view());
+        const auto inverse_ = call(inverse.view());
+        const auto of_heads_ = call(of_heads.view()).cols_at(0, heads);
+        const auto norm_ = call(norm.norm()), head_norm_ = call(head_norm.norm());
+        const auto angles_ = call(angles.view());
+        const auto lse_ = call(lse.view());
+        const auto dscales_ = call(dscales.view());
+        const Cache<const bfloat16> cache{call.in(keys.data(), width * rows), heads, rows, d};
+        std::vector<View<float>> to;
+        for (auto& each : y) to.push_back(call(each.view()));
+        std::size_t next = 0;
+        const auto products = [&] {
+          gpu.matmul(b_, weight, to[next++], Write::Replace);
+          gpu.matmul(a_, weight, to[next++], Write::Replace);
+        };
+        gpu.swiglu_backward(x1, x0, x2, a_, b_);  // first, so that there is room for two copies
+        products();
+        gpu.swiglu(x0, x1, a_);
+        gpu.rms_norm(x0, norm_, b_, inverse_);
+        products();
+        gpu.rms_norm_backward(x1, norm_, inverse_, x2, a_, Write::Add, {});
+        products();
+        gpu.rms_norm_backward(x3, norm_, inverse_, x2, b_, Write::Replace, {});
+        products();
+        gpu.swiglu_backward(x0, x1, x2, b_, a_);
+        products();
+        gpu.head_norm_rope_backward(x0, head_norm_, of_heads_, angles_, RopeLayout::Interleaved, x1,
+                                    b_, {});
+        gpu.head_norm_rope_backward(x2, head_norm_, of_heads_, angles_, RopeLayout::HalfSplit, x3,
+                                    a_, dscales_);
+        products();
+        gpu.attention(x0, cache, cache, shape, b_, lse_);
+        products();
+        // A part of a matrix of which there is a copy.
+        gpu.swiglu(x2.rows_at(3, 9), x3.rows_at(3, 9), a_.rows_at(7, 9));
+        products();
+        CHECK(next <= to.size());
+      }
+      y.insert(y.end(), {a, b, dscales});
+      return y;
+    };
+    const auto got = run(true), want = run(false);
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      CAPTURE(i);
+      CHECK(got[i].same_bits(want[i]));
+    }
+  }
+}
+
+TEST_CASE("the loss of rows of many words") {
+  Random random{4};
+  const Fast gpu;
+  const Index depth = 8;
+  for (const Index rows : {3, 20}) {
+    for (const Index words : {100, 8188, 8192, 16388, 16390, 50304, 128256, 131076}) {
+      if (rows > 3 && words > 20000) continue;
+      CAPTURE(rows);
+      CAPTURE(words);
+      const auto rounded = [&](double scale) {
+        auto out = Matrix<float>::input(random, rows, depth, 0, scale);
+        for (Index i = 0; i < rows; ++i) {
+          for (Index j = 0; j < depth; ++j) out(i, j) = float(bfloat16(out(i, j)));
+        }
+        return out;
+      };
+      const auto h = rounded(3), th = rounded(1);
+      const StoredWeight<float> head(random, {depth, words}, true, true);
+      std::vector<Token> targets;
+      std::vector<float> weights;
+      for (Index t = 0; t < rows; ++t) {
+        targets.push_back(static_cast<Token>(t == 0 ? words - 1 : words * t / rows));
+        weights.push_back(t == 1 ? 0.0f : 0.25f * static_cast<float>(t + 1));
+      }
+      const std::vector<double> weights_(weights.begin(), weights.end());
+      const Index size = gpu.cross_entropy_tangent_scratch(rows, words);
+      std::vector<float> nll(static_cast<std::size_t>(rows)), only = nll;
+      auto dh = Matrix<float>::output(rows, depth), tdh = dh;
+      {
+        StagedCall<Fast> call(gpu);
+        auto scratch = gpu.allocate<float>(size);
+        const auto h_ = call(h.view()), th_ = call(th.view());
+        const auto head_ = call(head.weight());
+        const Token* const at = call.in(targets.data(), rows);
+        const float* const by = call.in(weights.data(), rows);
+        gpu.cross_entropy(h_, head_, at, by, call.out(nll.data(), rows), call(dh.view()),
+                          scratch.data());
+        gpu.cross_entropy(h_, head_, at, by, call.out(only.data(), rows), {}, scratch.data());
+        gpu.cross_entropy_tangent(h_, th_, head_, at, by, 0.5, call(tdh.view()), {},
+                                  scratch.data());
+      }
+      auto want = dh.as<double>(), twant = tdh.as<double>();
+      std::vector<double> nll_(static_cast<std::size_t>(rows));
+      std::vector<double> scratch(
+          static_cast<std::size_t>(exact.cross_entropy_scratch(rows, words)));
+      const auto x = h.as<double>(), tx = th.as<double>();
+      const auto exact_head = head.as<double>();
+      exact.cross_entropy(x.view(), exact_head.weight(), targets.data(), weights_.data(),
+                          nll_.data(), want.view(), scratch.data());
+      exact.cross_entropy_tangent(x.view(), tx.view(), exact_head.weight(), targets.data(),
+                                  weights_.data(), 0.5, twant.view(), {}, scratch.data());
+      for (std::size_t t = 0; t < nll.size(); ++t) {
+        CHECK(std::abs(nll[t] - nll_[t]) <= 2e-5 * (1 + std::abs(nll_[t])));
+        CHECK(only[t] == nll[t]);
+      }
+      CHECK(relative_error<float>(dh.view(), want.view()) <= 5e-3);
+      CHECK(relative_error<float>(tdh.view(), twant.view()) <= 5e-3);
+    }
+  }
+}
