@@ -340,7 +340,7 @@ const bool registered = [] {
     for (int pass = 0; pass < 5; ++pass) {
       add(std::string("attention/") + passes[pass] + "/d:" + std::to_string(d) +
               "/heads:" + std::to_string(heads),
-          [=](State& s) { attention(s, static_cast<Pass>(pass), heads, d); });
+          [=, h = heads, d = d](State& s) { attention(s, static_cast<Pass>(pass), h, d); });
     }
   }
   const auto model = [](const std::string& size, const auto& e2e, const auto& full) {
@@ -354,7 +354,7 @@ const bool registered = [] {
       for (const auto& [place, at] :
            {std::pair<const char*, Index>{"16K", 16384}, {"128K", 131072}, {"1M", 1048576}}) {
         add(name + "/at:" + place,
-            [=](State& s) { read_chunks<Fast>(s, e2e, learner, at, ahead); });
+            [=, at = at](State& s) { read_chunks<Fast>(s, e2e, learner, at, ahead); });
       }
     }
     add("read/" + size + "/window_only/at:128K",
