@@ -29,6 +29,7 @@ class Graph {
     cudaGraph_t graph = nullptr;
     try {
       f();
+      check(cudaGetLastError(), "a graph");  // a kernel that was refused would be missing
     } catch (...) {
       static_cast<void>(cudaStreamEndCapture(stream, &graph));
       if (graph != nullptr) static_cast<void>(cudaGraphDestroy(graph));

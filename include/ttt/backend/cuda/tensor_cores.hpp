@@ -51,7 +51,7 @@ class TensorCores {
 
   /// Calls f with a place for a rounded copy of each result, which the kernels that f puts on the
   /// stream are to fill and products will find; with none where none is wanted. They may write
-  /// `written` and nothing else: other copies stay good. Throws Error when there is no room.
+  /// `written` and nothing else: other copies stay good. None either where there is no room.
   template <std::size_t count, class F>
   auto rounding(const View<float> (&results)[count], std::initializer_list<View<float>> written,
                 const F& f) {
@@ -61,7 +61,10 @@ class TensorCores {
     for (const View<float>& result : results) bytes += copy_bytes(result);
     if (used_bytes() + bytes > scratch_.size()) {
       rounded_.clear();
-      grow(bytes + bytes / 2);  // and what they are multiplied with
+      try {
+        grow(bytes + bytes / 2);  // and what they are multiplied with
+      } catch (const Error&) {    // then products round what they need, a little at a time
+      }
     }
     if constexpr (count == 1) {
       return f(place_for(results[0]));
@@ -81,8 +84,8 @@ class TensorCores {
     const Weight<float> both[] = {a, b};
     make_room(both);
     const Weight<float> left = rounded(stream, a), right = rounded(stream, b);
-    start(stream, left, right, c, write, {});
     forget_what_was_in(c);
+    start(stream, left, right, c, write, {});
   }
 
   /// y = x · w for each of several weights, as one product where their memory allows it. False, and
@@ -112,13 +115,13 @@ class TensorCores {
     std::array<Weight<float>, count> right;
     for (std::size_t i = 0; i < count; ++i) right[i] = rounded(stream, w[i]);
     batch.right_apart = distance<bfloat16>(right);
+    for (const View<float>& each : y) forget_what_was_in(each);
     if (batch.right_apart > 0) {
       start(stream, left, right[0], first, Write::Replace, batch);
     } else {
       for (std::size_t i = 0; i < count; ++i)
         start(stream, left, right[i], y[i], Write::Replace, {});
     }
-    for (const View<float>& each : y) forget_what_was_in(each);
     return true;
   }
 
@@ -134,8 +137,8 @@ class TensorCores {
     const Weight<float> operands[] = {x};
     make_room(operands);
     const View<const bfloat16> left = first_part(stream, x, parts);
-    start(stream, left, w, first, write, {parts, left.rows * left.stride, apart, out_apart});
     forget_what_was_in(y);
+    start(stream, left, w, first, write, {parts, left.rows * left.stride, apart, out_apart});
     return true;
   }
   /// dw (+)= xᵀ · dy of each part likewise, where gradients lie so far apart.
@@ -148,11 +151,11 @@ class TensorCores {
     make_room(operands);
     const View<const bfloat16> left = first_part(stream, x, parts);
     const View<const bfloat16> right = first_part(stream, dy, parts);
-    start(stream, Weight<float>(left).transpose(), right, dw, write,
-          {parts, left.rows * left.stride, right.rows * right.stride, apart});
     for (Index i = 0; i < parts; ++i) {
       forget_what_was_in({dw.data + i * apart, dw.rows, dw.cols, dw.stride});
     }
+    start(stream, Weight<float>(left).transpose(), right, dw, write,
+          {parts, left.rows * left.stride, right.rows * right.stride, apart});
     return true;
   }
 
@@ -235,7 +238,8 @@ class TensorCores {
     return wants_copy(result) ? rounded_bytes(View<const float>(result)) : 0;
   }
   View<bfloat16> place_for(const View<float>& result) {
-    return wants_copy(result) ? place(result) : View<bfloat16>();
+    const Index bytes = copy_bytes(result);
+    return bytes > 0 && used_bytes() + bytes <= scratch_.size() ? place(result) : View<bfloat16>();
   }
   View<bfloat16> place(const View<const float>& from) {
     const Index begin = used_bytes();

@@ -168,8 +168,8 @@ __global__ void __launch_bounds__(decode_threads, 6)
 }
 
 /// Among how many blocks the keys of a query and head are split: six blocks fit an SM, of which an
-/// H200 has 132. Where the query stands does not matter, which only the GPU may know; blocks that
-/// are left without keys end at once.
+/// H200 has 132. Where the query stands does not matter, which only the GPU may know; some blocks
+/// may have no keys.
 inline Index decode_parts(const AttentionShape& shape, Index slots, Index rows) {
   constexpr Index blocks = 6 * 132;
   Index parts = blocks / (shape.heads * rows);

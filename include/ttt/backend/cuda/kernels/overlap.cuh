@@ -42,9 +42,11 @@ __global__ void overlap_probe_kernel() {}
 template <class T = void>
 bool code_overlaps() {
 #if CUDART_VERSION >= 12030  // before, it could not be recorded
+  int driver = 0;
   cudaFuncAttributes attributes;
-  if (cudaFuncGetAttributes(&attributes, overlap_probe_kernel<T>) == cudaSuccess) {
-    return attributes.ptxVersion >= 90;
+  if (cudaDriverGetVersion(&driver) == cudaSuccess &&
+      cudaFuncGetAttributes(&attributes, overlap_probe_kernel<T>) == cudaSuccess) {
+    return driver >= 12030 && attributes.ptxVersion >= 90;
   }
   static_cast<void>(cudaGetLastError());
 #endif
