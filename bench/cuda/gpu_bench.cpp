@@ -5,6 +5,7 @@
 // every `share` is of. docs/benchmarks.md has the table.
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -241,7 +242,8 @@ void read_document(benchmark::State& state, const Preset<Model>& preset, const L
   const Machine gpu;
   const std::vector<Token> text = tokens(length + 1, preset.config.vocabulary);
   auto session = session_for(gpu, preset, learner, ahead);
-  session.read(std::span(text).first(std::min<Index>(length, 2 * chunk) + 1));
+  const Index some = std::min<Index>(length, 2 * chunk) + 1;
+  session.read(std::span(text).first(static_cast<std::size_t>(some)));
   for (auto _ : state) {
     session.reset();
     session.read(text);
