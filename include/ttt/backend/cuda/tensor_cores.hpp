@@ -231,11 +231,10 @@ class TensorCores {
     return (from.rows * rounded_stride(from) * 2 + alignment - 1) / alignment * alignment;
   }
 
-  bool wants_copy(const View<float>& result) const {
-    return remember_ && !result.empty() && result.rows > few_rows;
-  }
+  /// Of a copy for products to find; 0 where none is wanted.
   Index copy_bytes(const View<float>& result) const {
-    return wants_copy(result) ? rounded_bytes(View<const float>(result)) : 0;
+    const bool wanted = remember_ && !result.empty() && result.rows > few_rows;
+    return wanted ? rounded_bytes(View<const float>(result)) : 0;
   }
   View<bfloat16> place_for(const View<float>& result) {
     const Index bytes = copy_bytes(result);

@@ -5,8 +5,8 @@
 /// bytes.
 #pragma once
 
+#include <ttt/backend/cuda/kernels/loss_gradient.cuh>
 #include <ttt/backend/cuda/kernels/loss_hopper.cuh>
-#include <ttt/backend/cuda/kernels/tensor_cores.cuh>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
@@ -59,25 +59,13 @@ __global__ void __launch_bounds__(1024)
   const Index target = targets[t];
   if (nll != nullptr && threadIdx.x == 0) nll[t] = log_sum - z(t, target);
   if (dz.empty()) return;
-  const float weight = weights[t], moved = tangents ? seed * weight : 0.0f;
+  const LossRow row{weights[t], tangents ? seed * weights[t] : 0.0f, along};
   for (Index j = 4 * static_cast<Index>(threadIdx.x); j < z.cols; j += step) {
     const float4 v = four_at<aligned>(z, t, j, -INFINITY);
     const float p[4] = {power_of(v.x - log_sum), power_of(v.y - log_sum), power_of(v.z - log_sum),
                         power_of(v.w - log_sum)};
-    float g[4], h[4] = {};
     const float4 u = tangents ? four_at<aligned>(tz, t, j, 0.0f) : float4{};
-    const float tangent[4] = {u.x, u.y, u.z, u.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float miss = p[i] - (j + i == target ? 1.0f : 0.0f);
-      g[i] = weight * miss;
-      if (tangents) h[i] = weight * (p[i] * (tangent[i] - along)) + moved * miss;
-    }
-    // Rows of the gradient have room for whole eights.
-    *reinterpret_cast<uint2*>(&dz(t, j)) = make_uint2(pack(g[0], g[1]), pack(g[2], g[3]));
-    if (tangents) {
-      *reinterpret_cast<uint2*>(&tdz(t, j)) = make_uint2(pack(h[0], h[1]), pack(h[2], h[3]));
-    }
+    put_loss_gradient<tangents>(row, p, u, target - j, &dz(t, j), tangents ? &tdz(t, j) : nullptr);
   }
 }
 

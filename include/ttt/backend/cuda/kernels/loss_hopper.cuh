@@ -5,7 +5,7 @@
 /// are read twice, the second time while the L2 cache still has them.
 #pragma once
 
-#include <ttt/backend/cuda/kernels/tensor_cores.cuh>
+#include <ttt/backend/cuda/kernels/loss_gradient.cuh>
 #include <ttt/backend/cuda/kernels/wgmma.cuh>
 
 namespace ttt::inline TTT_ABI {
@@ -114,25 +114,15 @@ __global__ void __launch_bounds__(loss_threads, 2)
       nll[t] = highest + logf(sum) - row[target];
     }
     if (dz.empty()) return;
-    const float weight = weights[t], moved = tangents ? seed * weight : 0.0f;
+    const LossRow loss{weights[t], tangents ? seed * weights[t] : 0.0f, along};
     const float share = shrink(mine) / sum;
     bfloat16* const to = dz.row(t);
     for_packs([&](int i, int j) {
       const float p[4] = {x[i].x * share, x[i].y * share, x[i].z * share, x[i].w * share};
-      float g[4], h[4] = {};
       float4 u = {};
       if (tangents) u = *reinterpret_cast<const float4*>(trow + j);
-      const float tangent[4] = {u.x, u.y, u.z, u.w};
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        const float miss = p[n] - (j + n == target ? 1.0f : 0.0f);
-        g[n] = weight * miss;
-        if (tangents) h[n] = weight * (p[n] * (tangent[n] - along)) + moved * miss;
-      }
-      *reinterpret_cast<uint2*>(to + j) = make_uint2(pack(g[0], g[1]), pack(g[2], g[3]));
-      if (tangents) {
-        *reinterpret_cast<uint2*>(tdz.row(t) + j) = make_uint2(pack(h[0], h[1]), pack(h[2], h[3]));
-      }
+      put_loss_gradient<tangents>(loss, p, u, target - j, to + j,
+                                  tangents ? tdz.row(t) + j : nullptr);
     });
   }
 }
