@@ -130,8 +130,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   using Queue::matmul_parts;
   /// gate = x · w1, up = x · w3 and swiglu of them, at once; false likewise.
   bool gated(In x, Weight<S> w1, Weight<S> w3, Out gate, Out up, Out out) const requires(fast) {
-    return x.rows <= detail::TensorCores::few_rows &&
-           Launch::gated(next(), x, w1, w3, gate, up, out);
+    return Queue::gated(x, w1, w3, gate, up, out);
   }
 
   // ---- rows -------------------------------------------------------------------------------------
@@ -230,8 +229,8 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
                         RopeLayout layout, Out y, Out q_inverse, Out k_inverse,
                         Cache<CacheScalar> keys, Cache<CacheScalar> values, Index position) const
       requires(fast) {
-    return Launch::rotate_and_store(next(), q, k, v, q_norm, k_norm, angles, layout, y, q_inverse,
-                                    k_inverse, keys, values, place(position));
+    return Queue::rotate({q, k, v, q_norm, k_norm, angles, layout, y, q_inverse, k_inverse, keys,
+                          values, place(position)});
   }
 
   void store(In rows, Cache<CacheScalar> cache, Index position) const {
@@ -240,16 +239,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   }
   void attention(In q, CacheIn keys, CacheIn values, AttentionShape shape, Out o, Out lse) const {
     if constexpr (fast) {
-      if (q.rows <= detail::TensorCores::few_rows &&
-          q.rows * shape.heads <= detail::Device::counters) {
-        const detail::Place at = place(shape.position);
-        const auto start = [&](void* scratch) {
-          return Launch::attention_decode(next(), q, keys, values, shape, at, o, lse, scratch,
-                                          device_->counter());
-        };
-        const Index scratch = Launch::attention_decode_scratch(shape, keys.slots, q.rows);
-        if (device_->with_scratch(scratch, start)) return;
-      }
+      if (Queue::attention_of_few(q, keys, values, shape, place(shape.position), o, lse)) return;
       check_records_nothing();
       const bool done = rounding({o}, {o, lse}, [&](Narrow to) {
         return Launch::attention_bfloat16(device_->stream(), q, keys, values, shape, o, lse, to);

@@ -49,6 +49,15 @@ struct ResidualSum {
   View<S> inverse = {};
 };
 
+/// A sum, then y = rms_norm(sum.out). A counter a row.
+template <class S>
+struct SumAndNorm {
+  ResidualSum<S> sum;
+  Norm<S> norm;
+  View<S> y, inverse;
+  unsigned* counters = nullptr;
+};
+
 /// The angular frequencies of RoPE, passed to a kernel by value.
 inline constexpr Index most_head_dim = 128;
 struct Frequencies {
@@ -61,9 +70,22 @@ struct Place {
   Index position;
   const Index* base = nullptr;
 
-  constexpr Place(Index position_, const Index* base_ = nullptr)
+  constexpr Place(Index position_ = 0, const Index* base_ = nullptr)
       : position(position_), base(base_) {}
   TTT_HD constexpr Index now() const { return base == nullptr ? position : *base + position; }
+};
+
+/// What lies between the projections and attention: heads of queries and keys normed and turned,
+/// keys and values stored.
+template <class S>
+struct Rotation {
+  View<const S> q, k, v;
+  Norm<S> q_norm, k_norm;
+  View<const S> angles;
+  RopeLayout layout;
+  View<S> y, q_inverse, k_inverse;
+  Cache<bfloat16> keys, values;
+  Place place;
 };
 
 /// Kernels on scalars of S. `rounded` is a copy of a result for the products that will read it.
@@ -75,14 +97,18 @@ struct [[gnu::visibility("hidden")]] Launch {
   /// c (+)= a · b of shapes (m, k) and (k, n).
   static void matmul(Stream, View<const S> a, bool a_transposed, Weight<S> b, View<S> c, Write);
   static void round(Stream, View<const S> from, View<bfloat16> to);
-  /// y (+)= x · w of a few rows.
-  static void matvec(Stream, View<const S> x, Weight<S> w, View<S> y, Write);
+  /// y (+)= x · w of a few rows; y written twice where there is a copy.
+  static void matvec(Stream, View<const S> x, Weight<S> w, View<S> y, Write, View<S> copy = {});
   /// y = x · w for each of `count` weights. False, and nothing done, where they do not lie alike.
+  /// Where x is still to be made, every block makes it for itself, and one writes it down: nothing
+  /// that is read for it may lie where the products go, nor the products where it is written.
   static bool matvec_each(Stream, View<const S> x, const Weight<S>* w, const View<S>* y,
-                          Index count);
-  /// gate = x · w1, up = x · w3, out = silu(gate) * up of a few rows; false likewise.
+                          Index count, const SumAndNorm<S>* made_of = nullptr);
+  /// gate = x · w1, up = x · w3, out = silu(gate) * up of a few rows; likewise.
   static bool gated(Stream, View<const S> x, Weight<S> w1, Weight<S> w3, View<S> gate, View<S> up,
-                    View<S> out);
+                    View<S> out, const SumAndNorm<S>* made_of = nullptr);
+  /// Whether a product can make its x of that, as far as widths go.
+  static bool makes(const SumAndNorm<S>&);
 
   static void embed(Stream, Weight<S> table, const Token* tokens, View<S> out);
   static void embed_backward(Stream, const Token* tokens, View<const S> dout, View<S> dtable);
@@ -90,11 +116,7 @@ struct [[gnu::visibility("hidden")]] Launch {
                        View<S> inverse, View<bfloat16> rounded = {});
   /// A sum, and y = rms_norm of it, to the bits that one after the other would give. False, and
   /// nothing done, where there is no kernel: rows that do not lie in fours of floats or are long.
-  static bool sum_and_norm(Stream, const ResidualSum<S>&, Norm<S>, View<S> y, View<S> inverse,
-                           View<bfloat16> rounded);
-  /// A product, the sum that it is the x of, and the norm of that, likewise. A counter a row.
-  static bool product_sum_and_norm(Stream, const FewRows<S>&, const ResidualSum<S>&, Norm<S>,
-                                   View<S> y, View<S> inverse, unsigned* counters);
+  static bool sum_and_norm(Stream, const SumAndNorm<S>&, View<bfloat16> rounded = {});
   static void rms_norm_backward(Stream, bool tangents, Operand<S> x, Norm<S>, Operand<S> inverse,
                                 Operand<S> dy, View<S> dx, Write, View<S> dscale, void* scratch,
                                 View<bfloat16> rounded = {});
@@ -117,12 +139,9 @@ struct [[gnu::visibility("hidden")]] Launch {
   static void chunk_conv_backward(Stream, View<const S> x, Weight<S> taps, Index chunk,
                                   View<const S> dy, View<S> dx, Write, View<S> dtaps);
 
-  /// Heads of queries and keys normed and turned, keys and values stored. False, and nothing done,
-  /// where rows or heads do not lie in fours.
-  static bool rotate_and_store(Stream, View<const S> q, View<const S> k, View<const S> v,
-                               Norm<S> q_norm, Norm<S> k_norm, View<const S> angles, RopeLayout,
-                               View<S> y, View<S> q_inverse, View<S> k_inverse,
-                               Cache<bfloat16> keys, Cache<bfloat16> values, Place);
+  /// Whether there is a kernel for it: rows and heads that lie in fours.
+  static bool rotates(const Rotation<S>&);
+  static void rotate_and_store(Stream, const Rotation<S>&);
   template <class C>
   static void store(Stream, View<const S> rows, Cache<C>, Index position);
   template <class C>
@@ -135,10 +154,13 @@ struct [[gnu::visibility("hidden")]] Launch {
 
   /// A few queries' attention, at the speed of the memory; they stand at the place, whatever the
   /// shape says. False, and nothing done, where there is no kernel: heads whose size is no multiple
-  /// of 8. A counter a row and head.
+  /// of 8. A counter a row and head. With a rotation, of one row, it makes its q by itself and
+  /// stores that token's key and value: all that the rotation writes must lie apart from all that
+  /// it reads, as o and lse must.
   static bool attention_decode(Stream, View<const S> q, Cache<const bfloat16> keys,
                                Cache<const bfloat16> values, AttentionShape, Place, View<S> o,
-                               View<S> lse, void* scratch, unsigned* counters);
+                               View<S> lse, void* scratch, unsigned* counters,
+                               const Rotation<S>* rotation = nullptr);
   static Index attention_decode_scratch(AttentionShape, Index slots, Index rows);  // bytes
 
   /// On tensor cores, what is multiplied rounded to bfloat16. False, and nothing done, where there

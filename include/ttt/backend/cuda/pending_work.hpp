@@ -3,9 +3,12 @@
 /// The end of a sub-layer, kept until it is known what follows. Any host compiler reads this.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <utility>
 
 #include <ttt/backend/cuda/device.hpp>
@@ -23,10 +26,12 @@ void start_sum(cudaStream_t stream, const ResidualSum<S>& sum) {
   }
 }
 
-/// A sub-layer ends with a product and its sum with the residual stream, and the next one begins
-/// with a norm of that: one kernel, or two where rows are many, of which each would wait for the
-/// one before. So a product of few rows and a sum are put on the stream when the next thing is:
-/// with it, or before it where it is something else. The bits are the same.
+/// What a step of few rows puts off, since what follows it can do it on the way; each would be a
+/// kernel, for which the next one waits. A sub-layer ends with a product and its sum with the
+/// residual stream, the next one begins with a norm of that and products by it: the products make
+/// the sum and the norm. Projections are turned and stored, then attended with: attention does it.
+/// Where something else follows, a sum with its norm is a kernel, or each one, before it. The bits
+/// are the same.
 class PendingWork {
  public:
   /// Without `wait`, everything is put on the stream at once: a caller who has the stream may put
@@ -65,25 +70,61 @@ class PendingWork {
   void norm(View<const float> x, Norm<float> norm, View<float> y, View<float> inverse,
             View<bfloat16> rounded) {
     const std::lock_guard lock(mutex_);
-    const Stream stream = device_->stream();
-    const bool behind_sum =
-        sum_ && same(x, sum_->out) && !is_operand(inverse) && !is_kept(y) && !is_part_of_x(y);
-    // Where one block's rows are not another's, a row may be written over the x that it is made of.
-    if (behind_sum && product_ && !overlap(y, sum_->x) && !is_input(sum_->out) &&
-        !is_input(sum_->inverse) && !is_input(y) && !is_input(inverse) &&
-        Launch<float>::product_sum_and_norm(stream, *product_, *sum_, norm, y, inverse,
-                                            device_->counter())) {
-      product_.reset();
-      sum_.reset();
-      return;
-    }
-    start_product();
-    if (behind_sum && Launch<float>::sum_and_norm(stream, *sum_, norm, y, inverse, rounded)) {
-      sum_.reset();
-      return;
+    if (sum_ && same(x, sum_->out) && !is_operand(inverse) && !is_kept(y) && !is_part_of_x(y)) {
+      SumAndNorm<float> all{*sum_, norm, y, inverse, device_->counter()};
+      if (product_ && rounded.empty() && wait_to_make(all)) return;
+      start_product();
+      if (Launch<float>::sum_and_norm(device_->stream(), all, rounded)) return sum_.reset();
     }
     start_all();
-    Launch<float>::rms_norm(stream, false, {x, {}}, norm, {}, y, inverse, rounded);
+    Launch<float>::rms_norm(device_->stream(), false, {x, {}}, norm, {}, y, inverse, rounded);
+  }
+
+  /// y = x · w of few rows for each of some weights; false where they do not lie alike.
+  bool products(View<const float> x, std::span<const Weight<float>> w,
+                std::span<const View<float>> y) {
+    const std::lock_guard lock(mutex_);
+    return with_x(x, y, [&](const SumAndNorm<float>* made_of) {
+      return Launch<float>::matvec_each(device_->stream(), x, w.data(), y.data(),
+                                        static_cast<Index>(w.size()), made_of);
+    });
+  }
+  /// The same, gate = x · w1, up = x · w3 and swiglu of them.
+  bool gated(View<const float> x, Weight<float> w1, Weight<float> w3, View<float> gate,
+             View<float> up, View<float> out) {
+    const std::lock_guard lock(mutex_);
+    return with_x(x, std::array{gate, up, out}, [&](const SumAndNorm<float>* made_of) {
+      return Launch<float>::gated(device_->stream(), x, w1, w3, gate, up, out, made_of);
+    });
+  }
+
+  /// False, and nothing done, where there is no kernel.
+  bool rotate(const Rotation<float>& rotation) {
+    const std::lock_guard lock(mutex_);
+    if (!Launch<float>::rotates(rotation)) return false;
+    start_all();
+    rotation_ = rotation;
+    if (!wait_ || rotation.q.rows > 1 || !lies_apart(rotation)) start_all();
+    return true;
+  }
+  /// Attention of few rows; false likewise.
+  bool attention(View<const float> q, Cache<const bfloat16> keys, Cache<const bfloat16> values,
+                 const AttentionShape& shape, const Place& place, View<float> o, View<float> lse,
+                 void* scratch) {
+    const std::lock_guard lock(mutex_);
+    const auto reads = [&](const View<float>& to) {
+      return overlap(to, rotation_->q) || overlap(to, rotation_->k) || overlap(to, rotation_->v);
+    };
+    const bool rotates = rotation_ && same(q, rotation_->y) && same(keys, rotation_->keys) &&
+                         same(values, rotation_->values) &&
+                         place.position == rotation_->place.position && !reads(o) && !reads(lse);
+    if (!rotates) start_all();
+    const bool done = Launch<float>::attention_decode(device_->stream(), q, keys, values, shape,
+                                                      place, o, lse, scratch, device_->counter(),
+                                                      rotates ? &*rotation_ : nullptr);
+    if (done) rotation_.reset();
+    start_all();
+    return done;
   }
 
   /// Something else is put on the stream, or somebody waits for it.
@@ -98,6 +139,8 @@ class PendingWork {
   }
 
  private:
+  static constexpr Index most_sums = 8 * 4096;  // elements: rows of a model's width
+
   void start_product() {
     if (!product_) return;
     const auto [x, w, y] = *std::exchange(product_, {});
@@ -105,12 +148,48 @@ class PendingWork {
   }
   void start_all() {
     start_product();
-    if (!sum_) return;
-    start_sum(device_->stream(), *std::exchange(sum_, {}));
+    const Stream stream = device_->stream();
+    if (sum_) start_sum(stream, *std::exchange(sum_, {}));
+    if (normed_) Launch<float>::sum_and_norm(stream, *std::exchange(normed_, {}));
+    if (rotation_) Launch<float>::rotate_and_store(stream, *std::exchange(rotation_, {}));
   }
 
-  static bool same(const View<const float>& a, const View<float>& b) {
+  /// Starts the product, and leaves its sum and norm to the products that follow. They may write
+  /// over it before all of them have read it, so they read a copy.
+  bool wait_to_make(SumAndNorm<float>& all) {
+    const auto [x, w, y] = *product_;
+    if (!Launch<float>::makes(all) || y.rows * y.cols > most_sums) return false;
+    if (sums_.size() == 0) sums_ = Buffer<float>(device_, most_sums);
+    const View<float> copy(sums_.data(), y.rows, y.cols);
+    Launch<float>::matvec(device_->stream(), x, w, y, Write::Replace, copy);
+    all.sum.x = copy;
+    normed_ = all;
+    product_.reset();
+    sum_.reset();
+    return true;
+  }
+  /// Calls f with what x is to be made of, where it is; else everything is started before.
+  template <class F>
+  bool with_x(const View<const float>& x, std::span<const View<float>> results, const F& f) {
+    const bool makes =
+        normed_ && same(x, normed_->y) && std::ranges::none_of(results, [&](const View<float>& to) {
+          const auto& [sum, norm, y, inverse, counters] = *normed_;
+          return overlap(to, sum.h) || overlap(to, sum.out) || overlap(to, y) ||
+                 overlap(to, inverse) || overlap(to, sum.inverse);
+        });
+    if (makes && f(&*normed_)) {
+      normed_.reset();
+      return true;
+    }
+    start_all();
+    return f(nullptr);
+  }
+
+  static bool same(const View<const float>& a, const View<const float>& b) {
     return a.data == b.data && a.stride == b.stride && a.shape() == b.shape();
+  }
+  static bool same(const Cache<const bfloat16>& a, const Cache<bfloat16>& b) {
+    return a.data == b.data && a.heads == b.heads && a.slots == b.slots && a.head_dim == b.head_dim;
   }
   /// Whether something of the sum lies there, which a norm in its kernel would write over.
   bool is_operand(const View<float>& to) const { return is_kept(to) || overlap(to, sum_->x); }
@@ -121,8 +200,13 @@ class PendingWork {
   bool is_part_of_x(const View<float>& to) const {
     return overlap(to, sum_->x) && !same(sum_->x, to);
   }
-  /// Whether the product's x lies there, of which one row may be read when another is finished.
-  bool is_input(const View<float>& to) const { return overlap(to, product_->x); }
+  /// Whether blocks may read all of it while one of them writes what comes of it.
+  static bool lies_apart(const Rotation<float>& r) {
+    const auto reads = [&](const View<float>& to) {
+      return overlap(to, r.q) || overlap(to, r.k) || overlap(to, r.v) || overlap(to, r.angles);
+    };
+    return !reads(r.y) && !reads(r.q_inverse) && !reads(r.k_inverse);
+  }
 
   std::shared_ptr<const Device> device_;
   std::mutex mutex_;
@@ -131,6 +215,9 @@ class PendingWork {
   void (*start_)(void*) = [](void* work) { static_cast<PendingWork*>(work)->start(); };
   std::optional<FewRows<float>> product_;
   std::optional<ResidualSum<float>> sum_;  // of the product, where that waits too
+  std::optional<SumAndNorm<float>> normed_;
+  std::optional<Rotation<float>> rotation_;
+  cuda::Buffer<float> sums_;  // what is still to be normed
 };
 
 }  // namespace cuda::detail

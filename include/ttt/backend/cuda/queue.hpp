@@ -115,13 +115,36 @@ class Queue {
   bool product_each(In x, const std::array<Weight<S>, count>& w,
                     const std::array<Out, count>& y) const requires(fast) {
     if (x.rows <= TensorCores::few_rows) {
-      return Launch<S>::matvec_each(next(), x, w.data(), y.data(), Index{count});
+      tensor_cores_->forget();
+      return pending_->products(x, w, y);
     }
     if constexpr (count > 1) {
       start_pending();
       return tensor_cores_->multiply_each(Weight<S>(x), w, y);
     }
     return false;
+  }
+
+  /// A gate, what it gates and swiglu of both; false likewise.
+  bool gated(In x, Weight<S> w1, Weight<S> w3, Out gate, Out up, Out out) const requires(fast) {
+    if (x.rows > TensorCores::few_rows) return false;
+    tensor_cores_->forget();
+    return pending_->gated(x, w1, w3, gate, up, out);
+  }
+  /// Heads turned and stored, and attention of few rows; false where there is no kernel.
+  bool rotate(const Rotation<S>& rotation) const requires(fast) {
+    tensor_cores_->forget();
+    return pending_->rotate(rotation);
+  }
+  bool attention_of_few(In q, Cache<const bfloat16> keys, Cache<const bfloat16> values,
+                        const AttentionShape& shape, const Place& place, Out o, Out lse) const
+      requires(fast) {
+    tensor_cores_->forget();
+    return q.rows <= TensorCores::few_rows && q.rows * shape.heads <= Device::counters &&
+           device_->with_scratch(
+               Launch<S>::attention_decode_scratch(shape, keys.slots, q.rows), [&](void* scratch) {
+                 return pending_->attention(q, keys, values, shape, place, o, lse, scratch);
+               });
   }
 
   /// y (+)= x · w of each of `parts` equal parts of the rows, by weights that lie `apart` elements

@@ -3,10 +3,13 @@
 /// Attention of a few queries, as decoding asks: the window's keys and values are read once, 4 ·
 /// head_dim bytes a key and head, and nothing else counts. A head's keys are split among blocks;
 /// what each made of its part is put together in order by the last of them. Keys of earlier steps
-/// are asked for before the query is there (overlap.cuh).
+/// are asked for before the query is there (overlap.cuh); a query that is still to be turned is
+/// turned by every block that needs it.
 #pragma once
 
+#include <ttt/backend/cuda/kernels/last_block.cuh>
 #include <ttt/backend/cuda/kernels/matvec.cuh>
+#include <ttt/backend/cuda/kernels/rotate.cuh>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
@@ -14,6 +17,22 @@ namespace {
 
 constexpr int decode_threads = 128, decode_warps = decode_threads / 32;
 constexpr Index most_decode_parts = 64;
+
+/// How a warp takes keys: `lanes` lanes share one, each has `pieces` eights of its channels, those
+/// `lanes` eights apart, and `ahead` keys under way. Few lanes, so that little is added up across
+/// them; as many blocks an SM as their registers leave.
+template <int lanes_, int pieces_, int ahead_, int blocks_>
+struct DecodeLanes {
+  static constexpr int lanes = lanes_, pieces = pieces_, ahead = ahead_, blocks = blocks_;
+  static constexpr int keys = 32 / lanes, channels = 8 * pieces;  // of a warp; of a lane
+};
+template <class F>
+decltype(auto) with_decode_lanes(Index d, const F& f) {
+  if (d <= 64) return f(DecodeLanes<4, 2, 2, 4>());
+  if (d <= 80) return f(DecodeLanes<2, 5, 1, 3>());
+  if (d <= 96) return f(DecodeLanes<4, 3, 1, 4>());
+  return f(DecodeLanes<4, 4, 1, 3>());
+}
 
 /// How many keys a block takes where so many blocks share those that the query at p sees.
 __device__ inline Index decode_keys(const AttentionShape& shape, Index p, Index parts) {
@@ -23,25 +42,84 @@ __device__ inline Index decode_keys(const AttentionShape& shape, Index p, Index 
 }
 
 /// What a part of the keys makes of one query: the largest score, the sum of powers below it, and
-/// the powers' sum of values.
+/// the powers' sum of values. Scores and powers are those of two.
 struct Partial {
   float most, sum;
 };
 
 __device__ inline float shrink_to(float most, float now) {
-  return most == -INFINITY ? 0.0f : exp2f((most - now) * log2_e);
+  return most == -INFINITY ? 0.0f : exp2f(most - now);
 }
 
-/// Adds one part to another. `lanes` apart in a warp.
-__device__ inline void merge_lanes(Partial& mine, float (&out)[8], int lanes) {
-  const float most = __shfl_xor_sync(0xffffffffu, mine.most, lanes);
-  const float sum = __shfl_xor_sync(0xffffffffu, mine.sum, lanes);
-  const float now = fmaxf(mine.most, most);
-  const float here = shrink_to(mine.most, now), there = shrink_to(most, now);
-  mine = {now, mine.sum * here + sum * there};
+/// Adds what lanes `apart`, 2 · apart .. 16 from each other have; then calls put(i, sum) in one
+/// lane for every element. Each round halves what a lane has: what it gives away another sums up.
+template <int apart, int count, class Put>
+__device__ void sum_lanes(const float (&mine)[count], int first, bool owns, const Put& put) {
+  const bool is_high = (threadIdx.x & static_cast<unsigned>(apart)) != 0;
+  if constexpr (apart == 32) {
 #pragma unroll
-  for (int c = 0; c < 8; ++c) {
-    out[c] = out[c] * here + __shfl_xor_sync(0xffffffffu, out[c], lanes) * there;
+    for (int i = 0; i < count; ++i) {
+      if (owns) put(first + i, mine[i]);
+    }
+  } else if constexpr (count % 2 == 0) {
+    constexpr int half = count / 2;
+    float sum[half];
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float given = shuffle_xor(is_high ? mine[i] : mine[half + i], apart);
+      sum[i] = (is_high ? mine[half + i] : mine[i]) + given;
+    }
+    sum_lanes<2 * apart>(sum, is_high ? first + half : first, owns, put);
+  } else {
+    float sum[count];
+#pragma unroll
+    for (int i = 0; i < count; ++i) sum[i] = mine[i] + shuffle_xor(mine[i], apart);
+    sum_lanes<2 * apart>(sum, first, owns && !is_high, put);
+  }
+}
+
+/// The query of one head and, in the block that has them, its token's key and value: turned, as
+/// they are multiplied. A warp each.
+struct TurnedToken {
+  float query[most_head_dim], key[most_head_dim], value[most_head_dim];
+};
+template <class = void>  // so that two units of a program may have it
+__device__ void turn_and_store(const Rotation<float>& w, Index head, Index key_head,
+                               bool writes_query, bool has_own, bool stores, TurnedToken& to) {
+  const auto warp = threadIdx.x / 32;
+  const bool is_query = warp == 0, is_value = warp == 2;
+  if (warp > 2 || !(is_query || has_own)) return;
+  const Index d = w.angles.cols;
+  const View<const float>& from = is_query ? w.q : is_value ? w.v : w.k;
+  const auto which = static_cast<unsigned>(is_query ? head : key_head);
+  const LaneHeads<32, 1> own(0, which, which + 1, d);
+  Pack<float, 4> x[1] = {};
+  if (own.has_channels) x[0] = load_pack<float, 4>({from, {}}, 0, which * d + own.channel);
+  if (!is_value) {
+    const Norm<float>& norm = is_query ? w.q_norm : w.k_norm;
+    const View<float>& inverses = is_query ? w.q_inverse : w.k_inverse;
+    float inverse[1];
+    norm_and_turn(own, norm, LaneAngles(own, w.angles, w.layout), x, inverse);
+    const bool keeps = norm.eps >= 0 && !inverses.empty() && (is_query ? writes_query : stores);
+    if (keeps && own.channel == 0) inverses(0, which) = inverse[0];
+  }
+  if (!own.has_channels) return;
+  if (is_query) {
+    put_pack(View<float>(to.query, 1, most_head_dim), 0, own.channel, x[0]);
+    if (writes_query) put_pack(w.y, 0, which * d + own.channel, x[0]);
+    return;
+  }
+  RawPack<bfloat16, 4> rounded;
+  float* const kept = (is_value ? to.value : to.key) + own.channel;
+#pragma unroll
+  for (int n = 0; n < 4; ++n) {
+    set(rounded.at[n], x[0].at[n]);
+    kept[n] = element(&rounded.at[n]);
+  }
+  const Cache<bfloat16>& cache = is_value ? w.values : w.keys;
+  if (stores) {
+    *reinterpret_cast<RawPack<bfloat16, 4>*>(cache.at(key_head, w.place.now()) + own.channel) =
+        rounded;
   }
 }
 
@@ -64,91 +142,130 @@ __device__ void attention_parts(const float* from, const AttentionShape& shape, 
     for (Index i = 0; i < used; ++i) out += shares[i] * from[i * (d + 2) + c];
   }
   if (c < d) o(row, head * d + c) = out / sum;
-  if (c == 0 && !lse.empty()) lse(head, row) = most + logf(sum);
+  if (c == 0 && !lse.empty()) lse(head, row) = most / log2_e + logf(sum);
 }
 
-/// `lanes` lanes share a key, 8 channels each; a warp takes 32 / lanes keys at a time.
-template <int lanes>
-__global__ void __launch_bounds__(decode_threads, 6)
+template <class Lanes, bool turns>
+__global__ void __launch_bounds__(decode_threads, Lanes::blocks)
     attention_decode_kernel(View<const float> q, Cache<const bfloat16> keys,
                             Cache<const bfloat16> values, AttentionShape shape, Place place,
-                            float* partial, unsigned* counters, View<float> o, View<float> lse) {
+                            float* partial, unsigned* counters, View<float> o, View<float> lse,
+                            Rotation<float> rotation) {
   let_next_begin();
-  constexpr int at_once = 32 / lanes, ahead = 4;
+  constexpr int lanes = Lanes::lanes, pieces = Lanes::pieces, ahead = Lanes::ahead;
+  constexpr Index across = decode_warps * Lanes::keys, step = across * ahead;
   __shared__ float warp_out[decode_warps][most_head_dim];
   __shared__ Partial warp_part[decode_warps];
+  __shared__ TurnedToken turned[1];
   const Index head = blockIdx.y, key_head = head / (shape.heads / shape.key_heads);
   const Index p = place.now() + blockIdx.z, d = shape.head_dim;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const Index channel = 8 * (lane % lanes);
-  const bool has_channels = channel < d;
+  const auto channel = [&](int i) { return 8 * (lane % lanes + i * lanes); };
   const Index each = decode_keys(shape, p, gridDim.x), seen = shape.first_key(p);
   const Index begin = seen + static_cast<Index>(blockIdx.x) * each;
-  const Index end = begin + each <= p ? begin + each : p + 1;
+  const bool has_own = turns && begin <= p && begin + each > p;
+  const Index last = turns ? p - 1 : p;  // of those in the cache
+  const Index end = begin + each <= last ? begin + each : last + 1;
   const Index start = static_cast<Index>(static_cast<std::uint64_t>(begin) %
                                          static_cast<std::uint64_t>(keys.slots));
-  const auto offset_of = [&](Index i) {
-    const Index slot = start + i < keys.slots ? start + i : start + i - keys.slots;
-    return (key_head * keys.slots + slot) * d;
-  };
-
-  Eight<bfloat16> key[ahead], value[ahead];
+  Eight<bfloat16> key[ahead][pieces], value[ahead][pieces];
   const auto ask = [&](int n, Index i) {
-    const Index offset = offset_of(i) + channel, count = begin + i < end && has_channels ? 8 : 0;
-    key[n] = load_eight<true>(keys.data + offset, count);
-    value[n] = load_eight<true>(values.data + offset, count);
+    const Index slot = start + i < keys.slots ? start + i : start + i - keys.slots;
+    const Index offset = (key_head * keys.slots + slot) * d;
+    const bool is_there = begin + i < end;
+#pragma unroll
+    for (int j = 0; j < pieces; ++j) {
+      const Index count = is_there && channel(j) < d ? 8 : 0;
+      key[n][j] = load_eight<true>(keys.data + offset + channel(j), count);
+      value[n][j] = load_eight<true>(values.data + offset + channel(j), count);
+    }
   };
-  constexpr Index step = decode_warps * at_once * ahead;
-  const Index first = warp * at_once * ahead + lane / lanes;
+  const Index own = warp * Lanes::keys + lane / lanes;
   const auto ask_first = [&] {
 #pragma unroll
-    for (int n = 0; n < ahead; ++n) ask(n, first + n * at_once);
+    for (int n = 0; n < ahead; ++n) ask(n, own + n * across);
   };
-  const bool are_there = end <= place.now();  // not of this step: it stores the queries' own
+  const bool are_there = turns || end <= place.now();  // else this step stores them first
   if (are_there) ask_first();
   wait_for_previous();
   if (!are_there) ask_first();
-  float query[8] = {};
-  const float scale = rsqrtf(static_cast<float>(d));
-  if (has_channels) {
+  const float* query_at = q.row(blockIdx.z) + head * d;
+  if constexpr (turns) {
+    turn_and_store(rotation, head, key_head, blockIdx.x == 0, has_own,
+                   head % (shape.heads / shape.key_heads) == 0, turned[0]);
+    __syncthreads();
+    query_at = turned[0].query;
+  }
+  float query[Lanes::channels] = {}, out[Lanes::channels] = {};
+  const float scale = rsqrtf(static_cast<float>(d)) * log2_e;
 #pragma unroll
-    for (int c = 0; c < 8; ++c) query[c] = q(blockIdx.z, head * d + channel + c) * scale;
+  for (int c = 0; c < Lanes::channels; ++c) {
+    const int at = channel(c / 8) + c % 8;
+    if (at < d) query[c] = query_at[at] * scale;
   }
   Partial part = {-INFINITY, 0};
-  float out[8] = {};
-  for (Index j0 = first; begin + j0 - lane / lanes < end; j0 += step) {
-    float score[ahead], eight[8], now = part.most;
+  /// One key; `key_of` and `value_of` give eights of its channels.
+  const auto take = [&](bool is_there, const auto& key_of, const auto& value_of) {
+    float eight[8], score = 0;
+#pragma unroll
+    for (int i = 0; i < pieces; ++i) {
+      float some = 0;
+      key_of(i, eight);
+#pragma unroll
+      for (int c = 0; c < 8; ++c) some += query[8 * i + c] * eight[c];
+      score += some;
+    }
+    score = lanes_sum(score, lanes);
+    if (!is_there) score = -INFINITY;
+    if (!(score <= part.most)) {  // a NaN stays one
+      const float shrink = shrink_to(part.most, score);
+      part = {score, part.sum * shrink};
+#pragma unroll
+      for (float& x : out) x *= shrink;
+    }
+    const float power = shrink_to(score, part.most);
+    part.sum += power;
+#pragma unroll
+    for (int i = 0; i < pieces; ++i) {
+      value_of(i, eight);
+#pragma unroll
+      for (int c = 0; c < 8; ++c) out[8 * i + c] += power * eight[c];
+    }
+  };
+  for (Index j = 0; begin + j < end; j += step) {
 #pragma unroll
     for (int n = 0; n < ahead; ++n) {
-      score[n] = 0;
-      key[n].widen(eight);
-#pragma unroll
-      for (int c = 0; c < 8; ++c) score[n] += query[c] * eight[c];
-      score[n] = lanes_sum(score[n], lanes);
-      if (begin + j0 + n * at_once >= end) score[n] = -INFINITY;
-      now = fmaxf(now, score[n]);
-    }
-    const float shrink = shrink_to(part.most, now);
-    part = {now, part.sum * shrink};
-#pragma unroll
-    for (int c = 0; c < 8; ++c) out[c] *= shrink;
-#pragma unroll
-    for (int n = 0; n < ahead; ++n) {
-      const float power = shrink_to(score[n], now);
-      part.sum += power;
-      value[n].widen(eight);
-#pragma unroll
-      for (int c = 0; c < 8; ++c) out[c] += power * eight[c];
-      ask(n, j0 + step + n * at_once);
+      const Index i = own + j + n * across;
+      take(
+          begin + i < end, [&](int m, float(&to)[8]) { key[n][m].widen(to); },
+          [&](int m, float(&to)[8]) { value[n][m].widen(to); });
+      ask(n, i + step);
     }
   }
+  if (turns && has_own && warp == 0) {
+    const auto from = [&](const float* x) {
+      return [=](int m, float(&to)[8]) {
 #pragma unroll
-  for (int apart = lanes; apart < 32; apart *= 2) merge_lanes(part, out, apart);
-  if (lane < lanes && has_channels) {
-#pragma unroll
-    for (int c = 0; c < 8; ++c) warp_out[warp][channel + c] = out[c];
+        for (int c = 0; c < 8; ++c) to[c] = channel(m) + c < d ? x[channel(m) + c] : 0.0f;
+      };
+    };
+    take(lane < lanes, from(turned[0].key), from(turned[0].value));
   }
-  if (lane == 0) warp_part[warp] = part;
+
+  float now = part.most;
+#pragma unroll
+  for (int apart = lanes; apart < 32; apart *= 2) now = fmaxf(now, shuffle_xor(now, apart));
+  const float share = shrink_to(part.most, now);
+  float sum = part.sum * share;
+#pragma unroll
+  for (int apart = lanes; apart < 32; apart *= 2) sum += shuffle_xor(sum, apart);
+#pragma unroll
+  for (float& x : out) x *= share;
+  sum_lanes<lanes>(out, 0, true, [&](int i, float x) {
+    const int at = channel(i / 8) + i % 8;
+    if (at < d) warp_out[warp][at] = x;
+  });
+  if (lane == 0) warp_part[warp] = {now, sum};
   __syncthreads();
   float most = -INFINITY;
   for (const Partial& w : warp_part) most = fmaxf(most, w.most);
@@ -167,11 +284,12 @@ __global__ void __launch_bounds__(decode_threads, 6)
   attention_parts(all, shape, (p - seen) / each + 1, head, blockIdx.z, o, lse);
 }
 
-/// Among how many blocks the keys of a query and head are split: six blocks fit an SM, of which an
-/// H200 has 132. Where the query stands does not matter, which only the GPU may know; some blocks
-/// may have no keys.
+/// Among how many blocks the keys of a query and head are split: as many as the 132 SMs of an H200
+/// hold. Where the query stands does not matter, which only the GPU may know; some blocks may have
+/// no keys.
 inline Index decode_parts(const AttentionShape& shape, Index slots, Index rows) {
-  constexpr Index blocks = 6 * 132;
+  const Index blocks = with_decode_lanes(
+      shape.head_dim, []<class Lanes>(Lanes) { return Index{132} * Lanes::blocks; });
   Index parts = blocks / (shape.heads * rows);
   const Index most = blocks_for(slots < shape.window ? slots : shape.window, 64);
   if (parts > most) parts = most;
@@ -190,7 +308,8 @@ Index Launch<S>::attention_decode_scratch(AttentionShape shape, Index slots, Ind
 template <class S>
 bool Launch<S>::attention_decode(Stream stream, View<const S> q, Cache<const bfloat16> keys,
                                  Cache<const bfloat16> values, AttentionShape shape, Place place,
-                                 View<S> o, View<S> lse, void* scratch, unsigned* counters) {
+                                 View<S> o, View<S> lse, void* scratch, unsigned* counters,
+                                 const Rotation<S>* rotation) {
   if constexpr (std::is_same_v<S, float>) {
     if (q.rows == 0 || shape.head_dim % 8 != 0 ||
         reinterpret_cast<std::uintptr_t>(keys.data) % 16 != 0 ||
@@ -199,11 +318,13 @@ bool Launch<S>::attention_decode(Stream stream, View<const S> q, Cache<const bfl
     }
     const Index parts = decode_parts(shape, keys.slots, q.rows);
     const dim3 blocks(grid(parts), grid(shape.heads), grid(q.rows));
-    const auto kernel =
-        shape.head_dim <= 64 ? attention_decode_kernel<8> : attention_decode_kernel<16>;
     float* const partial = static_cast<float*>(scratch);
-    start(stream, kernel, blocks, decode_threads, q, keys, values, shape, place, partial, counters,
-          o, lse);
+    with_decode_lanes(shape.head_dim, [&]<class Lanes>(Lanes) {
+      const auto kernel = rotation != nullptr ? attention_decode_kernel<Lanes, true>
+                                              : attention_decode_kernel<Lanes, false>;
+      start(stream, kernel, blocks, decode_threads, q, keys, values, shape, place, partial,
+            counters, o, lse, rotation != nullptr ? *rotation : Rotation<float>{});
+    });
     return true;
   }
   return false;

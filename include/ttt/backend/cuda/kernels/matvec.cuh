@@ -6,11 +6,10 @@
 /// A weight of bfloat16s is 2 · in · out bytes: three of 768 x 768 are 3.5 MB, two of 768 x 1664
 /// 5.1 MB, which 4.3 TB/s bring in 0.8 and 1.2 us. Less than a start of a kernel takes, so what
 /// counts at that size is that every SM has a share of them and asks for all of it at once, and
-/// before x is there: overlap.cuh. x, 4 · in bytes, is read by every block, from the cache.
+/// before x is there: overlap.cuh. x, 4 · in bytes, is read or made by every block: matvec_x.cuh.
 #pragma once
 
-#include <ttt/backend/cuda/kernels/last_block.cuh>
-#include <ttt/backend/cuda/kernels/norms.cuh>
+#include <ttt/backend/cuda/kernels/matvec_x.cuh>
 #include <ttt/backend/cuda/kernels/overlap.cuh>
 #include <ttt/backend/cuda/kernels/tensor_cores.cuh>
 
@@ -61,7 +60,7 @@ __device__ Eight<Element> load_eight(const Element* at, Index count) {
 
 /// Two blocks an SM leave room for all the loads that are in flight here. Unless it is told so, the
 /// compiler saves registers and waits for one load after the other.
-constexpr int matvec_threads = 256, matvec_warps = matvec_threads / 32, matvec_blocks = 2;
+constexpr int matvec_threads = row_threads, matvec_warps = matvec_threads / 32, matvec_blocks = 2;
 
 /// Weights stored [in, out]: a block makes some columns. Threads side by side have eight each; the
 /// lines of such threads share the depth.
@@ -71,8 +70,8 @@ struct StoredInOut {
 
   /// Whether this thread has a column, its place from `first` on, and for every weight the sum of
   /// x[k] · w(k, column). Asks for weights, then waits for x.
-  template <int count, class Element>
-  static __device__ bool sums(const float* x, const View<const Element> (&w)[count], Index first,
+  template <int count, class Element, class X>
+  static __device__ bool sums(X& made, const View<const Element> (&w)[count], Index first,
                               Index& col, float (&total)[count]) {
     constexpr int across = columns / 8, lines = matvec_threads / across;
     constexpr int ahead = sizeof(Element) > 2 ? 4 : 8;  // loads in flight
@@ -82,6 +81,7 @@ struct StoredInOut {
     const Index depth = w[0].rows, left = w[0].cols - first - mine;
     Eight<Element> weights[ahead][count];
     float factors[ahead];
+    const float* x = nullptr;
     const auto ask = [&](int n, Index k) {
 #pragma unroll
       for (int i = 0; i < count; ++i) {
@@ -92,7 +92,9 @@ struct StoredInOut {
     const auto ask_x = [&](int n, Index k) { factors[n] = k < depth ? x[k] : 0.0f; };
 #pragma unroll
     for (int n = 0; n < ahead; ++n) ask(n, n * lines + line);
+    made.prepare();
     wait_for_previous();
+    x = made.row();
 #pragma unroll
     for (int n = 0; n < ahead; ++n) ask_x(n, n * lines + line);
     float sum[count][8] = {};
@@ -139,8 +141,8 @@ template <bool is_aligned>
 struct StoredOutIn {
   static constexpr int each = matvec_warps;
 
-  template <int count, class Element>
-  static __device__ bool sums(const float* x, const View<const Element> (&w)[count], Index first,
+  template <int count, class Element, class X>
+  static __device__ bool sums(X& made, const View<const Element> (&w)[count], Index first,
                               Index& col, float (&total)[count]) {
     constexpr int ahead = sizeof(Element) > 2 ? 2 : count > 1 ? 4 : 8;
     const Index lane = threadIdx.x % 32, depth = w[0].cols;
@@ -155,7 +157,9 @@ struct StoredOutIn {
     };
 #pragma unroll
     for (int n = 0; n < ahead; ++n) ask(n, n * 256 + 8 * lane);
+    made.prepare();
     wait_for_previous();
+    const float* const x = made.row();
 #pragma unroll
     for (int i = 0; i < count; ++i) total[i] = 0;
     for (Index k0 = 0; k0 < left; k0 += ahead * 256) {
@@ -188,26 +192,31 @@ struct Products {
   View<const Element> w[most_products];
   View<float> y[most_products];
   unsigned first[most_products];
+  View<float> copy;  // of a single one
 };
 
-template <class Element, class Stored>
+template <class Element, class Stored, class X>
 __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
-    matvec_kernel(View<const float> x, Products<Element> all, bool add) {
+    matvec_kernel(X x, Products<Element> all, bool add) {
   let_next_begin();
   const int which = blockIdx.x < all.first[1] ? 0 : blockIdx.x < all.first[2] ? 1 : 2;
   const View<const Element> w[] = {all.w[which]};
   const Index row = blockIdx.y, block = blockIdx.x - all.first[which];
+  typename X::InBlock made(x, row);
   Index col;
   float total[1];
-  if (!Stored::sums(x.row(row), w, block * Stored::each, col, total)) return;
-  put(all.y[which](row, col), total[0], add);
+  if (Stored::sums(made, w, block * Stored::each, col, total)) {
+    put(all.y[which](row, col), total[0], add);
+    if (!all.copy.empty()) all.copy(row, col) = total[0];
+  }
+  made.write_down();
 }
 
 /// So many columns stored [out, in] that every warp has four, which share x: a head.
 constexpr int together = 4;
 template <class Element>
 __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
-    matvec_many_kernel(View<const float> x, View<const Element> w, View<float> y, bool add) {
+    matvec_many_kernel(GivenX x, View<const Element> w, View<float> y, bool add) {
   let_next_begin();
   const auto every_fourth = [&](int i) {
     return View<const Element>(w.row(i), w.rows / together, w.cols, together * w.stride);
@@ -215,33 +224,12 @@ __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
   const View<const Element> four[] = {every_fourth(0), every_fourth(1), every_fourth(2),
                                       every_fourth(3)};
   const Index row = blockIdx.y, first = static_cast<Index>(blockIdx.x) * matvec_warps;
+  GivenX::InBlock made(x, row);
   Index col;
   float total[together];
-  if (!StoredOutIn<true>::sums(x.row(row), four, first, col, total)) return;
+  if (!StoredOutIn<true>::sums(made, four, first, col, total)) return;
 #pragma unroll
   for (int i = 0; i < together; ++i) put(y(row, together * col + i), total[i], add);
-}
-
-/// One product, whose rows the last block adds to the residual stream and norms.
-template <class Element, class Stored>
-__global__ void __launch_bounds__(matvec_threads, matvec_blocks)
-    matvec_sum_kernel(View<const float> x, View<const Element> stored, View<float> product,
-                      ResidualSum<float> sum, Norm<float> norm, View<float> y, View<float> inverse,
-                      unsigned* counters) {
-  static_assert(matvec_threads == row_threads);
-  let_next_begin();
-  const View<const Element> w[] = {stored};
-  const Index row = blockIdx.y;
-  Index col;
-  float total[1];
-  const Index first = static_cast<Index>(blockIdx.x) * Stored::each;
-  if (first == 0) {
-    prefetch_scales(norm);
-    if (sum.has_norm) prefetch_scales(sum.norm);
-  }
-  if (Stored::sums(x.row(row), w, first, col, total)) product(row, col) = total[0];
-  if (!is_last_block(counters + row, gridDim.x)) return;
-  sum_and_norm<pack_size<float>>(sum, norm, y, inverse, {}, row);
 }
 
 template <class Element>
@@ -250,19 +238,22 @@ struct Gate {
   View<float> gate, up, out;
 };
 
-template <class Element, class Stored>
+template <class Element, class Stored, class X>
 __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
-    gated_kernel(View<const float> x, Gate<Element> g) {
+    gated_kernel(X x, Gate<Element> g) {
   let_next_begin();
   const View<const Element> w[] = {g.w1, g.w3};
   const Index row = blockIdx.y;
+  typename X::InBlock made(x, row);
   Index col;
   float total[2];
   const Index first = static_cast<Index>(blockIdx.x) * Stored::each;
-  if (!Stored::sums(x.row(row), w, first, col, total)) return;
-  g.gate(row, col) = total[0];
-  g.up(row, col) = total[1];
-  g.out(row, col) = total[0] * sigmoid(total[0]) * total[1];
+  if (Stored::sums(made, w, first, col, total)) {
+    g.gate(row, col) = total[0];
+    g.up(row, col) = total[1];
+    g.out(row, col) = total[0] * sigmoid(total[0]) * total[1];
+  }
+  made.write_down();
 }
 
 /// Calls f with the way weights are to be read that lie as these do.
@@ -293,7 +284,7 @@ inline bool start_matvec_many(const Stream& stream, const View<const float>& x,
   return w.visit([&]<class Element>(View<const Element> stored) {
     if (!in_sixteens(x) || !in_sixteens(stored) || stored.cols % 8 != 0) return false;
     const dim3 blocks(grid(blocks_for(w.cols, each)), grid(x.rows));
-    start(stream, matvec_many_kernel<Element>, blocks, matvec_threads, x, stored, y, add);
+    start(stream, matvec_many_kernel<Element>, blocks, matvec_threads, GivenX{x}, stored, y, add);
     return true;
   });
 }
@@ -302,8 +293,15 @@ inline bool lie_alike(const Weight<float>& a, const Weight<float>& b) {
   return a.transposed == b.transposed && a.narrow == b.narrow && a.rows == b.rows;
 }
 
+/// Calls f with where the rows of x come from.
+template <class F>
+void with_x(const View<const float>& x, const SumAndNorm<float>* made_of, const F& f) {
+  made_of != nullptr ? f(MadeX{*made_of}) : f(GivenX{x});
+}
+
 inline void start_matvec(const Stream& stream, const View<const float>& x, const Weight<float>* w,
-                         const View<float>* y, int count, bool add) {
+                         const View<float>* y, int count, bool add, const View<float>& copy,
+                         const SumAndNorm<float>* made_of) {
   with_storage(x, w, count, [&]<class Stored>(Stored) {
     w->visit([&]<class Element>(View<const Element>) {
       Products<Element> all = {};
@@ -315,8 +313,11 @@ inline void start_matvec(const Stream& stream, const View<const float>& x, const
         all.y[i] = y[i];
         blocks += blocks_for(y[i].cols, Stored::each);
       }
-      start(stream, matvec_kernel<Element, Stored>, dim3(grid(blocks), grid(x.rows)),
-            matvec_threads, x, all, add);
+      all.copy = copy;
+      with_x(x, made_of, [&]<class X>(const X& from) {
+        start(stream, matvec_kernel<Element, Stored, X>, dim3(grid(blocks), grid(x.rows)),
+              matvec_threads, from, all, add);
+      });
     });
   });
 }
@@ -324,42 +325,25 @@ inline void start_matvec(const Stream& stream, const View<const float>& x, const
 }  // namespace
 
 template <class S>
-void Launch<S>::matvec(Stream stream, View<const S> x, Weight<S> w, View<S> y, Write write) {
+void Launch<S>::matvec(Stream stream, View<const S> x, Weight<S> w, View<S> y, Write write,
+                       View<S> copy) {
   if constexpr (std::is_same_v<S, float>) {
     if (y.rows == 0 || y.cols == 0) return;
     const bool add = write == Write::Add;
-    if (!start_matvec_many(stream, x, w, y, add)) start_matvec(stream, x, &w, &y, 1, add);
+    if (copy.empty() && start_matvec_many(stream, x, w, y, add)) return;
+    start_matvec(stream, x, &w, &y, 1, add, copy, nullptr);
   }
 }
 
 template <class S>
 bool Launch<S>::matvec_each(Stream stream, View<const S> x, const Weight<S>* w, const View<S>* y,
-                            Index count) {
+                            Index count, const SumAndNorm<S>* made_of) {
   if constexpr (std::is_same_v<S, float>) {
     if (x.rows == 0 || count < 1 || count > most_products) return false;
     for (Index i = 0; i < count; ++i) {
       if (w[i].cols == 0 || !lie_alike(w[i], *w)) return false;
     }
-    start_matvec(stream, x, w, y, static_cast<int>(count), false);
-    return true;
-  }
-  return false;
-}
-
-template <class S>
-bool Launch<S>::product_sum_and_norm(Stream stream, const FewRows<S>& product,
-                                     const ResidualSum<S>& sum, Norm<S> norm, View<S> y,
-                                     View<S> inverse, unsigned* counters) {
-  if constexpr (std::is_same_v<S, float>) {
-    const auto& [x, w, result] = product;
-    if (!fits_sum_and_norm(sum, y)) return false;
-    with_storage(x, &w, 1, [&]<class Stored>(Stored) {
-      w.visit([&]<class Element>(View<const Element> stored) {
-        const dim3 blocks(grid(blocks_for(w.cols, Stored::each)), grid(x.rows));
-        start(stream, matvec_sum_kernel<Element, Stored>, blocks, matvec_threads, x, stored, result,
-              sum, norm, y, inverse, counters);
-      });
-    });
+    start_matvec(stream, x, w, y, static_cast<int>(count), false, {}, made_of);
     return true;
   }
   return false;
@@ -367,18 +351,28 @@ bool Launch<S>::product_sum_and_norm(Stream stream, const FewRows<S>& product,
 
 template <class S>
 bool Launch<S>::gated(Stream stream, View<const S> x, Weight<S> w1, Weight<S> w3, View<S> gate,
-                      View<S> up, View<S> out) {
+                      View<S> up, View<S> out, const SumAndNorm<S>* made_of) {
   if constexpr (std::is_same_v<S, float>) {
     if (x.rows == 0 || w1.cols == 0 || w1.cols != w3.cols || !lie_alike(w1, w3)) return false;
     const Weight<float> both[] = {w1, w3};
     with_storage(x, both, 2, [&]<class Stored>(Stored) {
       w1.visit([&]<class Element>(View<const Element> stored) {
         const dim3 blocks(grid(blocks_for(w1.cols, Stored::each)), grid(x.rows));
-        start(stream, gated_kernel<Element, Stored>, blocks, matvec_threads, x,
-              Gate<Element>{stored, w3.template stored<Element>(), gate, up, out});
+        const Gate<Element> all{stored, w3.template stored<Element>(), gate, up, out};
+        with_x(x, made_of, [&]<class X>(const X& from) {
+          start(stream, gated_kernel<Element, Stored, X>, blocks, matvec_threads, from, all);
+        });
       });
     });
     return true;
+  }
+  return false;
+}
+
+template <class S>
+bool Launch<S>::makes(const SumAndNorm<S>& all) {
+  if constexpr (std::is_same_v<S, float>) {
+    return fits_sum_and_norm(all) && all.sum.x.cols <= most_made;
   }
   return false;
 }

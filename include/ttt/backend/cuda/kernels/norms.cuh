@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Root-mean-square norms, a block a row. A norm moves 4 bytes in and 4 out an element, 8 and 8 with
-/// the sum before it, its gradient 8 and 4; a rounded copy is 2 more.
+/// Root-mean-square norms, a block a row. A norm moves 4 bytes in and 4 out an element, 8 and 8
+/// with the sum before it, its gradient 8 and 4; a rounded copy is 2 more.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/column_sums.cuh>
@@ -100,17 +100,6 @@ __device__ Pack<S, N> load_scales(const Norm<S>& norm, Index j) {
   return out;
 }
 
-/// Asks for a norm's factors, which nobody has read for a token, into the L2 cache.
-template <class S>
-__device__ void prefetch_scales(const Norm<S>& norm) {
-  const Index size = norm.scale.narrow ? sizeof(bfloat16) : sizeof(S), line = 128;
-  const char* const at = static_cast<const char*>(norm.scale.data) + line * threadIdx.x;
-  if (norm.scale.empty() || norm.scale.transposed) return;
-  if (line * threadIdx.x < size * norm.scale.cols) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
-  }
-}
-
 /// Packs of a row that a thread of a block of row_threads holds, at most.
 constexpr int held_packs = 4;
 
@@ -145,6 +134,25 @@ __device__ T row_sum(T x) {
   return sum;
 }
 
+/// What a thread makes of its packs.
+template <int N, class S>
+__device__ Pack<S, N> residual_sum(bool has_norm, Pack<S, N> h, const Pack<S, N>& x, S inverse,
+                                   const Pack<S, N>& scale) {
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    S& out = h.at[n];
+    out = has_norm ? add_scaled(out, x.at[n], inverse, scale.at[n]) : out + x.at[n];
+  }
+  return h;
+}
+template <int N, class S>
+__device__ Pack<S, N> scaled(const Pack<S, N>& x, S inverse, const Pack<S, N>& scale) {
+  Pack<S, N> out;
+#pragma unroll
+  for (int n = 0; n < N; ++n) out.at[n] = add_scaled(S(0), x.at[n], inverse, scale.at[n]);
+  return out;
+}
+
 /// rms_norm_kernel where a thread holds its share of a row: all that is read is asked for at once.
 template <int N, int held, class S>
 __global__ void __launch_bounds__(row_threads)
@@ -173,16 +181,17 @@ __global__ void __launch_bounds__(row_threads)
 /// Row t of out = h + x or h + rms_norm(x), then of y = rms_norm(out); a block a row, every thread
 /// holds its share. Nobody waits for memory but once: what is read is asked for before the first
 /// sum. Each number is computed as rms_norm_kernel and add_kernel compute it.
-template <int N, int held = held_packs, class S>
-__device__ void sum_and_norm(const ResidualSum<S>& sum, const Norm<S>& norm, const View<S>& y,
-                             const View<S>& inverse, const View<bfloat16>& rounded, Index t) {
-  const Index width = sum.x.cols;
+template <int N, int held, class S>
+__global__ void __launch_bounds__(row_threads)
+    sum_and_norm_kernel(SumAndNorm<S> all, View<bfloat16> rounded) {
+  const ResidualSum<S>& sum = all.sum;
+  const Index t = blockIdx.x, width = sum.x.cols;
   Pack<S, N> x[held], h[held], scale[held], next_scale[held];
   for_held<N, held>(width, [&](int i, Index j) {
     x[i] = load_pack<S, N>({sum.x, {}}, t, j);
     h[i] = load_pack<S, N>({sum.h, {}}, t, j);
     if (sum.has_norm) scale[i] = load_scales<N>(sum.norm, j);
-    next_scale[i] = load_scales<N>(norm, j);
+    next_scale[i] = load_scales<N>(all.norm, j);
   });
   S inv(1);
   if (sum.has_norm) {
@@ -190,37 +199,24 @@ __device__ void sum_and_norm(const ResidualSum<S>& sum, const Norm<S>& norm, con
     if (!sum.inverse.empty() && threadIdx.x == 0) sum.inverse(t, 0) = inv;
   }
   for_held<N, held>(width, [&](int i, Index j) {
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-      S& out = h[i].at[n];
-      out = sum.has_norm ? add_scaled(out, x[i].at[n], inv, scale[i].at[n]) : out + x[i].at[n];
-    }
+    h[i] = residual_sum(sum.has_norm, h[i], x[i], inv, scale[i]);
     put_pack(sum.out, t, j, h[i]);
   });
-  inv = inverse_rms(row_sum<1>(sum_of_squares(width, h)), width, norm.eps);
-  if (!inverse.empty() && threadIdx.x == 0) inverse(t, 0) = inv;
+  inv = inverse_rms(row_sum<1>(sum_of_squares(width, h)), width, all.norm.eps);
+  if (!all.inverse.empty() && threadIdx.x == 0) all.inverse(t, 0) = inv;
   for_held<N, held>(width, [&](int i, Index j) {
-    Pack<S, N> out;
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-      out.at[n] = add_scaled(S(0), h[i].at[n], inv, next_scale[i].at[n]);
-    }
-    put_pack(y, t, j, out);
+    const auto out = scaled(h[i], inv, next_scale[i]);
+    put_pack(all.y, t, j, out);
     put_rounded(rounded, t, j, out);
   });
 }
-template <int N, int held, class S>
-__global__ void __launch_bounds__(row_threads)
-    sum_and_norm_kernel(ResidualSum<S> sum, Norm<S> norm, View<S> y, View<S> inverse,
-                        View<bfloat16> rounded) {
-  sum_and_norm<N, held>(sum, norm, y, inverse, rounded, blockIdx.x);
-}
 /// Whether there is a kernel for these rows.
 template <class S>
-bool fits_sum_and_norm(const ResidualSum<S>& sum, const View<S>& y) {
-  return in_packs(sum.x) && in_packs(sum.h) && in_packs<S>(sum.out) && in_packs<S>(y) &&
+bool fits_sum_and_norm(const SumAndNorm<S>& all) {
+  const ResidualSum<S>& sum = all.sum;
+  return in_packs(sum.x) && in_packs(sum.h) && in_packs<S>(sum.out) && in_packs<S>(all.y) &&
          sum.x.cols <= held_packs * pack_size<S> * Index{row_threads} && sum.x.rows > 0 &&
-         !y.empty();
+         !all.y.empty();
 }
 
 /// dx (+)= inverse * scale * dy - x * pull; dx may be dy.
@@ -328,12 +324,11 @@ void Launch<S>::rms_norm(Stream stream, bool tangents, Operand<S> x, Norm<S> nor
 }
 
 template <class S>
-bool Launch<S>::sum_and_norm(Stream stream, const ResidualSum<S>& sum, Norm<S> norm, View<S> y,
-                             View<S> inverse, View<bfloat16> rounded) {
+bool Launch<S>::sum_and_norm(Stream stream, const SumAndNorm<S>& all, View<bfloat16> rounded) {
   if constexpr (std::is_same_v<S, float>) {
-    return fits_sum_and_norm(sum, y) && with_held<S>(sum.x.cols, [&](auto held) {
+    return fits_sum_and_norm(all) && with_held<S>(all.sum.x.cols, [&](auto held) {
              sum_and_norm_kernel<pack_size<S>, held()>
-                 <<<grid(sum.x.rows), row_threads, 0, stream>>>(sum, norm, y, inverse, rounded);
+                 <<<grid(all.sum.x.rows), row_threads, 0, stream>>>(all, rounded);
            });
   }
   return false;

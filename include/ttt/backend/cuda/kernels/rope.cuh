@@ -42,17 +42,23 @@ template <int lanes, int count>
 struct LaneHeads {
   static constexpr unsigned sharing = 32 / lanes, of_warp = count * sharing;
   unsigned row, first, heads;
-  Index channel;
+  Index head_dim, channel;
   bool has_channels;
 
-  __device__ LaneHeads(unsigned heads_, Index d) : heads(heads_) {
+  __device__ LaneHeads(unsigned heads_, Index d) : LaneHeads(0, 0, heads_, d) {
     const unsigned warp = blockIdx.x * (row_threads / 32) + threadIdx.x / 32;
     const unsigned warps = (heads + of_warp - 1) / of_warp;
     row = warp / warps;
     first = warp % warps * of_warp + threadIdx.x % 32 / lanes;
-    channel = 4 * (threadIdx.x % lanes);
-    has_channels = channel < d;
   }
+  /// Those of a warp that is told which.
+  __device__ LaneHeads(unsigned row_, unsigned first_, unsigned heads_, Index d)
+      : row(row_),
+        first(first_ + threadIdx.x % 32 / lanes),
+        heads(heads_),
+        head_dim(d),
+        channel(4 * (threadIdx.x % lanes)),
+        has_channels(channel < d) {}
   __device__ unsigned head(int i) const { return first + static_cast<unsigned>(i) * sharing; }
   __device__ bool exists(int i) const { return head(i) < heads; }
   __device__ bool has(int i) const { return has_channels && exists(i); }

@@ -12,28 +12,45 @@ namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 namespace {
 
-struct RotateWork {
-  View<const float> q, k, v;
-  Norm<float> q_norm, k_norm;
-  View<const float> angles;
-  RopeLayout layout;
-  View<float> y, q_inverse, k_inverse;
-  Cache<bfloat16> keys, values;
-  Place place;
-  unsigned heads, key_heads;
-};
-
 constexpr int rotated_at_once = 4;  // heads of a warp
+
+/// A lane's shares of heads normed, then turned. Each head's inverse goes to `inverse`.
+template <int lanes, int count>
+__device__ void norm_and_turn(const LaneHeads<lanes, count>& own, const Norm<float>& norm,
+                              const LaneAngles& angle, Pack<float, 4> (&x)[count],
+                              float (&inverse)[count]) {
+  if (norm.eps >= 0) {
+    Pack<float, 4> scale = {};
+    if (own.has_channels) scale = load_scales<4>(norm, own.channel);
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      inverse[i] = 0;
+#pragma unroll
+      for (int n = 0; n < 4; ++n) inverse[i] += x[i].at[n] * x[i].at[n];
+      inverse[i] = lanes_sum(inverse[i], lanes);
+    }
+    share_out<lanes>(inverse,
+                     [&](float sum, int) { return inverse_rms(sum, own.head_dim, norm.eps); });
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+#pragma unroll
+      for (int n = 0; n < 4; ++n) x[i].at[n] *= inverse[i] * scale.at[n];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < count; ++i) angle.turn<false>(x[i]);
+}
 
 /// Queries, keys and values each in a part of the grid of their own.
 template <int lanes>
-__global__ void __launch_bounds__(row_threads) rotate_kernel(RotateWork w) {
+__global__ void __launch_bounds__(row_threads) rotate_kernel(Rotation<float> w) {
   let_next_begin();
   wait_for_previous();
   constexpr int count = rotated_at_once * lanes / 32;
   const Index d = w.angles.cols;
   const bool is_query = blockIdx.y == 0, is_value = blockIdx.y == 2;
-  const LaneHeads<lanes, count> own(is_query ? w.heads : w.key_heads, d);
+  const auto cols = static_cast<unsigned>(is_query ? w.q.cols : w.k.cols);
+  const LaneHeads<lanes, count> own(cols / static_cast<unsigned>(d), d);
   const Index t = own.row, c = own.channel;
   if (t >= w.q.rows) return;
   const View<const float>& from = is_query ? w.q : is_value ? w.v : w.k;
@@ -52,29 +69,15 @@ __global__ void __launch_bounds__(row_threads) rotate_kernel(RotateWork w) {
   };
   if (is_value) return keep(w.values);
 
-  const LaneAngles angle(own, w.angles, w.layout);
   const Norm<float>& norm = is_query ? w.q_norm : w.k_norm;
-  if (norm.eps >= 0) {
-    Pack<float, 4> scale = {};
-    if (own.has_channels) scale = load_scales<4>(norm, c);
-    float inverse[count] = {};
+  float inverse[count];
+  norm_and_turn(own, norm, LaneAngles(own, w.angles, w.layout), x, inverse);
+  const View<float>& to = is_query ? w.q_inverse : w.k_inverse;
 #pragma unroll
-    for (int i = 0; i < count; ++i) {
-#pragma unroll
-      for (int n = 0; n < 4; ++n) inverse[i] += x[i].at[n] * x[i].at[n];
-      inverse[i] = lanes_sum(inverse[i], lanes);
-    }
-    share_out<lanes>(inverse, [&](float sum, int) { return inverse_rms(sum, d, norm.eps); });
-    const View<float>& to = is_query ? w.q_inverse : w.k_inverse;
-#pragma unroll
-    for (int i = 0; i < count; ++i) {
-      if (!to.empty() && c == 0 && own.exists(i)) to(t, own.head(i)) = inverse[i];
-#pragma unroll
-      for (int n = 0; n < 4; ++n) x[i].at[n] *= inverse[i] * scale.at[n];
-    }
+  for (int i = 0; i < count; ++i) {
+    const bool has_inverse = norm.eps >= 0 && !to.empty();
+    if (has_inverse && c == 0 && own.exists(i)) to(t, own.head(i)) = inverse[i];
   }
-#pragma unroll
-  for (int i = 0; i < count; ++i) angle.turn<false>(x[i]);
   if (!is_query) return keep(w.keys);
 #pragma unroll
   for (int i = 0; i < count; ++i) {
@@ -85,26 +88,26 @@ __global__ void __launch_bounds__(row_threads) rotate_kernel(RotateWork w) {
 }  // namespace
 
 template <class S>
-bool Launch<S>::rotate_and_store(Stream stream, View<const S> q, View<const S> k, View<const S> v,
-                                 Norm<S> q_norm, Norm<S> k_norm, View<const S> angles,
-                                 RopeLayout layout, View<S> y, View<S> q_inverse, View<S> k_inverse,
-                                 Cache<bfloat16> keys, Cache<bfloat16> values, Place place) {
+bool Launch<S>::rotates(const Rotation<S>& w) {
   if constexpr (std::is_same_v<S, float>) {
-    const bool fits = heads_in_fours(angles) && in_packs(q) && in_packs(k) && in_packs(v) &&
-                      in_packs<S>(y) && reinterpret_cast<std::uintptr_t>(keys.data) % 8 == 0 &&
-                      reinterpret_cast<std::uintptr_t>(values.data) % 8 == 0;
-    if (!fits || q.rows == 0) return false;
-    const unsigned heads = grid(q.cols / angles.cols), key_heads = grid(keys.heads);
-    with_lanes(angles.cols, [&](auto lanes) {
-      using Heads = LaneHeads<lanes(), rotated_at_once * lanes() / 32>;
-      const dim3 blocks(Heads::blocks(q.rows, heads > key_heads ? heads : key_heads), 3);
-      start(stream, rotate_kernel<lanes()>, blocks, row_threads,
-            RotateWork{q, k, v, q_norm, k_norm, angles, layout, y, q_inverse, k_inverse, keys,
-                       values, place, heads, key_heads});
-    });
-    return true;
+    return w.q.rows > 0 && heads_in_fours(w.angles) && in_packs(w.q) && in_packs(w.k) &&
+           in_packs(w.v) && in_packs<S>(w.y) &&
+           reinterpret_cast<std::uintptr_t>(w.keys.data) % 8 == 0 &&
+           reinterpret_cast<std::uintptr_t>(w.values.data) % 8 == 0;
   }
   return false;
+}
+
+template <class S>
+void Launch<S>::rotate_and_store(Stream stream, const Rotation<S>& w) {
+  if constexpr (std::is_same_v<S, float>) {
+    with_lanes(w.angles.cols, [&](auto lanes) {
+      using Heads = LaneHeads<lanes(), rotated_at_once * lanes() / 32>;
+      const Index cols = w.q.cols > w.k.cols ? w.q.cols : w.k.cols;
+      const dim3 blocks(Heads::blocks(w.q.rows, cols / w.angles.cols), 3);
+      start(stream, rotate_kernel<lanes()>, blocks, row_threads, w);
+    });
+  }
 }
 
 }  // namespace cuda::detail
