@@ -28,7 +28,7 @@ struct DecodeLanes {
 };
 template <class F>
 decltype(auto) with_decode_lanes(Index d, const F& f) {
-  if (d <= 64) return f(DecodeLanes<4, 2, 2, 4>());
+  if (d <= 64) return f(DecodeLanes<TTT_V_D64>());
   if (d <= 80) return f(DecodeLanes<2, 5, 1, 3>());
   if (d <= 96) return f(DecodeLanes<4, 3, 1, 4>());
   return f(DecodeLanes<4, 4, 1, 3>());
@@ -80,12 +80,13 @@ __device__ void sum_lanes(const float (&mine)[count], int first, bool owns, cons
 
 /// The query of one head and, in the block that has them, its token's key and value: turned, as
 /// they are multiplied. A warp each.
-struct TurnedToken {
+struct alignas(16) TurnedToken {
   float query[most_head_dim], key[most_head_dim], value[most_head_dim];
 };
 template <class = void>  // so that two units of a program may have it
 __device__ void turn_and_store(const Rotation<float>& w, Index head, Index key_head,
-                               bool writes_query, bool has_own, bool stores, TurnedToken& to) {
+                               bool writes_query, bool has_own, bool stores,
+                               const Pack<float, 4>& scale, TurnedToken& to) {
   const auto warp = threadIdx.x / 32;
   const bool is_query = warp == 0, is_value = warp == 2;
   if (warp > 2 || !(is_query || has_own)) return;
@@ -99,7 +100,7 @@ __device__ void turn_and_store(const Rotation<float>& w, Index head, Index key_h
     const Norm<float>& norm = is_query ? w.q_norm : w.k_norm;
     const View<float>& inverses = is_query ? w.q_inverse : w.k_inverse;
     float inverse[1];
-    norm_and_turn(own, norm, LaneAngles(own, w.angles, w.layout), x, inverse);
+    norm_and_turn(own, norm.eps, scale, LaneAngles(own, w.angles, w.layout), x, inverse);
     const bool keeps = norm.eps >= 0 && !inverses.empty() && (is_query ? writes_query : stores);
     if (keeps && own.channel == 0) inverses(0, which) = inverse[0];
   }
@@ -133,14 +134,17 @@ __device__ void attention_parts(const float* from, const AttentionShape& shape, 
   __shared__ float shares[most_decode_parts];
   const float mine = c < used ? from[c * (d + 2) + d + 1] : -INFINITY;
   const float own_sum = c < used ? from[c * (d + 2) + d] : 0.0f;
+  float outs[most_decode_parts];  // all under way together
+#pragma unroll
+  for (int i = 0; i < most_decode_parts; ++i) {
+    outs[i] = c < d && i < used ? from[i * (d + 2) + c] : 0.0f;
+  }
   const float most = block_max(mine), share = shrink_to(mine, most);
   if (c < most_decode_parts) shares[c] = share;
   const float sum = block_sum(share * own_sum);  // waits for the shares, too
   float out = 0;
-  if (c < d) {
-#pragma unroll 16
-    for (Index i = 0; i < used; ++i) out += shares[i] * from[i * (d + 2) + c];
-  }
+#pragma unroll
+  for (int i = 0; i < most_decode_parts; ++i) out += shares[i] * outs[i];
   if (c < d) o(row, head * d + c) = out / sum;
   if (c == 0 && !lse.empty()) lse(head, row) = most / log2_e + logf(sum);
 }
@@ -169,22 +173,26 @@ __global__ void __launch_bounds__(decode_threads, Lanes::blocks)
   const Index start = static_cast<Index>(static_cast<std::uint64_t>(begin) %
                                          static_cast<std::uint64_t>(keys.slots));
   Eight<bfloat16> key[ahead][pieces], value[ahead][pieces];
-  const auto ask = [&](int n, Index i) {
+  const auto ask = [&](const Cache<const bfloat16>& cache, Eight<bfloat16>(&to)[pieces], Index i) {
     const Index slot = start + i < keys.slots ? start + i : start + i - keys.slots;
-    const Index offset = (key_head * keys.slots + slot) * d;
-    const bool is_there = begin + i < end;
+    const bfloat16* const at = cache.data + (key_head * keys.slots + slot) * d;
 #pragma unroll
     for (int j = 0; j < pieces; ++j) {
-      const Index count = is_there && channel(j) < d ? 8 : 0;
-      key[n][j] = load_eight<true>(keys.data + offset + channel(j), count);
-      value[n][j] = load_eight<true>(values.data + offset + channel(j), count);
+      to[j] = load_eight<true>(at + channel(j), begin + i < end && channel(j) < d ? 8 : 0);
     }
   };
   const Index own = warp * Lanes::keys + lane / lanes;
   const auto ask_first = [&] {
 #pragma unroll
-    for (int n = 0; n < ahead; ++n) ask(n, own + n * across);
+    for (int n = 0; n < ahead; ++n) {
+      ask(keys, key[n], own + n * across);
+      ask(values, value[n], own + n * across);
+    }
   };
+  Pack<float, 4> scale_of_norm = {};
+  if (turns && warp < 2 && 4 * lane < d) {
+    scale_of_norm = load_scales<4>(warp == 0 ? rotation.q_norm : rotation.k_norm, 4 * lane);
+  }
   const bool are_there = turns || end <= place.now();  // else this step stores them first
   if (are_there) ask_first();
   wait_for_previous();
@@ -192,7 +200,7 @@ __global__ void __launch_bounds__(decode_threads, Lanes::blocks)
   const float* query_at = q.row(blockIdx.z) + head * d;
   if constexpr (turns) {
     turn_and_store(rotation, head, key_head, blockIdx.x == 0, has_own,
-                   head % (shape.heads / shape.key_heads) == 0, turned[0]);
+                   head % (shape.heads / shape.key_heads) == 0, scale_of_norm, turned[0]);
     __syncthreads();
     query_at = turned[0].query;
   }
@@ -205,7 +213,8 @@ __global__ void __launch_bounds__(decode_threads, Lanes::blocks)
   }
   Partial part = {-INFINITY, 0};
   /// One key; `key_of` and `value_of` give eights of its channels.
-  const auto take = [&](bool is_there, const auto& key_of, const auto& value_of) {
+  const auto take = [&](bool is_there, const auto& key_of, const auto& value_of,
+                        const auto& is_scored) {
     float eight[8], score = 0;
 #pragma unroll
     for (int i = 0; i < pieces; ++i) {
@@ -215,6 +224,7 @@ __global__ void __launch_bounds__(decode_threads, Lanes::blocks)
       for (int c = 0; c < 8; ++c) some += query[8 * i + c] * eight[c];
       score += some;
     }
+    is_scored();
     score = lanes_sum(score, lanes);
     if (!is_there) score = -INFINITY;
     if (!(score <= part.most)) {  // a NaN stays one
@@ -238,8 +248,9 @@ __global__ void __launch_bounds__(decode_threads, Lanes::blocks)
       const Index i = own + j + n * across;
       take(
           begin + i < end, [&](int m, float(&to)[8]) { key[n][m].widen(to); },
-          [&](int m, float(&to)[8]) { value[n][m].widen(to); });
-      ask(n, i + step);
+          [&](int m, float(&to)[8]) { value[n][m].widen(to); },
+          [&] { ask(keys, key[n], i + step); });
+      ask(values, value[n], i + step);
     }
   }
   if (turns && has_own && warp == 0) {
@@ -249,7 +260,7 @@ __global__ void __launch_bounds__(decode_threads, Lanes::blocks)
         for (int c = 0; c < 8; ++c) to[c] = channel(m) + c < d ? x[channel(m) + c] : 0.0f;
       };
     };
-    take(lane < lanes, from(turned[0].key), from(turned[0].value));
+    take(lane < lanes, from(turned[0].key), from(turned[0].value), [] {});
   }
 
   float now = part.most;

@@ -14,14 +14,13 @@ namespace {
 
 constexpr int rotated_at_once = 4;  // heads of a warp
 
-/// A lane's shares of heads normed, then turned. Each head's inverse goes to `inverse`.
+/// A lane's shares of heads normed, where eps is not negative, then turned. Each head's inverse
+/// goes to `inverse`.
 template <int lanes, int count>
-__device__ void norm_and_turn(const LaneHeads<lanes, count>& own, const Norm<float>& norm,
-                              const LaneAngles& angle, Pack<float, 4> (&x)[count],
-                              float (&inverse)[count]) {
-  if (norm.eps >= 0) {
-    Pack<float, 4> scale = {};
-    if (own.has_channels) scale = load_scales<4>(norm, own.channel);
+__device__ void norm_and_turn(const LaneHeads<lanes, count>& own, double eps,
+                              const Pack<float, 4>& scale, const LaneAngles& angle,
+                              Pack<float, 4> (&x)[count], float (&inverse)[count]) {
+  if (eps >= 0) {
 #pragma unroll
     for (int i = 0; i < count; ++i) {
       inverse[i] = 0;
@@ -29,8 +28,7 @@ __device__ void norm_and_turn(const LaneHeads<lanes, count>& own, const Norm<flo
       for (int n = 0; n < 4; ++n) inverse[i] += x[i].at[n] * x[i].at[n];
       inverse[i] = lanes_sum(inverse[i], lanes);
     }
-    share_out<lanes>(inverse,
-                     [&](float sum, int) { return inverse_rms(sum, own.head_dim, norm.eps); });
+    share_out<lanes>(inverse, [&](float sum, int) { return inverse_rms(sum, own.head_dim, eps); });
 #pragma unroll
     for (int i = 0; i < count; ++i) {
 #pragma unroll
@@ -71,7 +69,9 @@ __global__ void __launch_bounds__(row_threads) rotate_kernel(Rotation<float> w) 
 
   const Norm<float>& norm = is_query ? w.q_norm : w.k_norm;
   float inverse[count];
-  norm_and_turn(own, norm, LaneAngles(own, w.angles, w.layout), x, inverse);
+  Pack<float, 4> scale = {};
+  if (own.has_channels && norm.eps >= 0) scale = load_scales<4>(norm, c);
+  norm_and_turn(own, norm.eps, scale, LaneAngles(own, w.angles, w.layout), x, inverse);
   const View<float>& to = is_query ? w.q_inverse : w.k_inverse;
 #pragma unroll
   for (int i = 0; i < count; ++i) {
