@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include <ttt/backend/concepts.hpp>
+#include <ttt/backend/cuda/beside.hpp>
 #include <ttt/backend/cuda/device.hpp>
 #include <ttt/backend/cuda/launch.hpp>
 #include <ttt/backend/cuda/logits.hpp>
@@ -80,6 +81,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
 
   /// A step of one token is the same at every position but for that: see Steps.
   using Steps = std::conditional_t<fast, cuda::Steps<Backend>, PlainSteps<Backend>>;
+  using Beside = cuda::Beside<Backend>;
 
   /// The most bytes that this backend and its copies have held at a time.
   Index peak_bytes() const { return device_->peak_bytes(); }
@@ -356,14 +358,8 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
 
  private:
   friend cuda::Steps<Backend>;
+  friend cuda::Beside<Backend>;
 
-  /// On a stream of its own, for graphs: what is at `position` now will be at *base. Nothing writes
-  /// weights there.
-  Backend(const Backend& other, Index position, const Index* base)
-      : Backend(std::make_shared<const detail::Device>(other.device_->index(), true), true) {
-    recorded_ = position;
-    base_ = base;
-  }
   detail::Place place(Index position) const { return {position - recorded_, base_}; }
   /// For what has a place in the document that a graph cannot change.
   void check_records_nothing() const {

@@ -3,6 +3,7 @@
 /// A GPU, a stream of work on it, and its memory. Any host compiler reads this.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -48,17 +49,23 @@ struct [[gnu::visibility("hidden")]] Unit {
 };
 extern template struct Unit<>;
 
+/// What a stream of a Device's own is for.
+enum class StreamFor : std::uint8_t {
+  Work,
+  Graphs,  // is recorded on it; kernels may overlap: see Stream
+  Beside,  // has what the others leave room for
+};
+
 /// One GPU and one stream on it; memory comes from a pool in the stream's order, so that taking and
 /// giving back waits for nothing.
 class Device {
  public:
   /// Makes a stream of its own. Throws Error when there is no such GPU, or none that this program
   /// has kernels for.
-  explicit Device(int index, bool overlaps = false) : Device(index, nullptr, true) {
-    overlaps_ = overlaps;
-  }
+  explicit Device(int index, StreamFor purpose = StreamFor::Work)
+      : Device(index, nullptr, &purpose) {}
   /// Uses a stream of the caller's.
-  Device(int index, cudaStream_t stream) : Device(index, stream, false) {}
+  Device(int index, cudaStream_t stream) : Device(index, stream, nullptr) {}
   ~Device() { close(); }
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
@@ -146,7 +153,9 @@ class Device {
   std::unique_lock<std::mutex> sum_lock() const { return std::unique_lock(sum_mutex_); }
 
  private:
-  Device(int index, cudaStream_t stream, bool own_stream) : index_(index), stream_(stream) {
+  /// With a `purpose`, makes the stream.
+  Device(int index, cudaStream_t stream, const StreamFor* purpose)
+      : index_(index), stream_(stream) {
     int count = 0;
     const cudaError_t found = cudaGetDeviceCount(&count);
     if (found != cudaSuccess || count == 0) {
@@ -168,9 +177,11 @@ class Device {
           std::to_string(10 * major + minor) + "); it was built for " + Unit<>::architectures());
     }
     try {
-      if (own_stream) {
-        check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a new stream");
+      if (purpose != nullptr) {
+        check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, priority(*purpose)),
+              "a new stream");
         owns_stream_ = true;
+        overlaps_ = *purpose == StreamFor::Graphs;
       }
       cudaMemPoolProps properties = {};
       properties.allocType = cudaMemAllocationTypePinned;
@@ -188,6 +199,14 @@ class Device {
       close();
       throw;
     }
+  }
+
+  /// A smaller number goes first. The last place is that of streams nobody has given one, so work
+  /// that is waited for needs a better one.
+  static int priority(StreamFor purpose) {
+    int last = 0, first = 0;
+    check(cudaDeviceGetStreamPriorityRange(&last, &first), "priorities");
+    return purpose == StreamFor::Beside ? last : std::max(first, last - 1);
   }
 
   /// Errors are ignored: at the end of a process the driver may be gone already.

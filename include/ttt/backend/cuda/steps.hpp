@@ -95,7 +95,12 @@ class Steps {
   void record(Token token, Token* to, Index position, const Step& step) {
     try {
       if (place_.size() == 0) place_ = backend_.template allocate<Index>(1);
-      if (!recorder_) recorder_.reset(new B(backend_, position, place_.data()));
+      if (!recorder_) {  // what is at `position` now will be at *base; nothing writes weights there
+        const int index = backend_.device_->index();
+        recorder_.reset(
+            new B(std::make_shared<const detail::Device>(index, detail::StreamFor::Graphs), true));
+        recorder_->base_ = place_.data();
+      }
       recorder_->recorded_ = position;
       const cudaStream_t stream = recorder_->next();
       backend_.synchronize();
