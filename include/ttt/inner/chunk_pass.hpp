@@ -8,6 +8,7 @@
 
 #include <ttt/backend/steps.hpp>
 #include <ttt/backend/workspace.hpp>
+#include <ttt/inner/look_ahead.hpp>
 #include <ttt/model/language_model.hpp>
 
 namespace ttt::inline TTT_ABI {
@@ -28,68 +29,36 @@ class ChunkPass {
   /// Throws Error when memory runs out. Keeps references to the model and the backend.
   ChunkPass(const Model& model, const B& backend, const Caches& caches, Index most_rows,
             Index ahead = 1)
-      : model_(model),
-        backend_(backend),
-        caches_(caches),
-        workspace_(backend, scratch(model, backend, caches, most_rows, ahead)),
-        tokens_(backend.template allocate<Token>(most_rows * ahead + 1)),
-        nll_(backend.template allocate<Scalar>(most_rows)),
-        loss_weights_(backend.template allocate<Scalar>(most_rows)),
-        logits_(backend.template allocate<Scalar>(model.config().vocabulary + 2)),
-        likeliest_(backend.template allocate<Token>(1)),
-        saved_(model),
-        steps_(backend) {}
+      : ChunkPass(model, backend, caches, most_rows, ahead,
+                  needs(model, backend, caches, most_rows, ahead)) {}
 
   /// Scalars of scratch that passes over `rows` tokens need, measured without allocating any.
   static Index scratch(const Model& model, const B& backend, const Caches& caches, Index rows,
                        Index ahead) {
-    const DryRun<B> dry(backend);
-    auto cache = dry.template allocate<CacheScalar>(caches.size());
-    Workspace<DryRun<B>> workspace(dry, detail::most_elements);
-    const Tree tree = model.template shaped_tree<Weight<Scalar>>();
-    const auto gradients = model.template tree<View<Scalar>>();
-    auto updates = gradients;
-    Model::each(
-        [&](const ParameterName& name, View<Scalar>& leaf) {
-          if (name.role == Role::InPlaceMlp)
-            leaf = View<Scalar>(dry.template allocate<Scalar>(1).data(), 1, 1);
-        },
-        updates);
-    Saved saved(model);
-    Context<DryRun<B>> c{dry, workspace};
-    Input in{nullptr, rows, 0, {}};
-    if (ahead > 1) {
-      in.rows = rows * ahead;
-      const auto at = model.positions(c, 0, in.rows);
-      in.h = lower(c, model, tree, in, caches, cache.data(), saved, at).rows_at(0, rows);
-      in.rows = rows;
-    }
-    const auto at = upper(c, model, tree, in, caches, cache.data(), true, saved);
-    backward(c, model, tree, saved, at, nullptr, nullptr, gradients, caches, cache.data(), nullptr);
-    workspace.release(0);
-    upper(c, model, tree, {nullptr, rows, 0, {}}, caches, cache.data(), false, saved, &updates);
-    return workspace.peak();
+    const Needs all = needs(model, backend, caches, rows, ahead);
+    return all.passes + all.ahead;
   }
   /// Bytes of what such passes take beside scratch.
   static Index bytes(const Model& model, Index rows, Index ahead) {
     return (2 * rows + model.config().vocabulary + 2) * static_cast<Index>(sizeof(Scalar)) +
-           (rows * ahead + 2) * static_cast<Index>(sizeof(Token));
+           (rows + 2 + Ahead::tokens(rows, ahead)) * static_cast<Index>(sizeof(Token));
   }
 
-  /// Runs the lower half over several blocks at once; their keys and values go into the cache. A
-  /// pass over one of these blocks then begins where that ended, until `forget` or a pass over
-  /// others. Throws nothing but what the backend throws.
-  void look_ahead(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens,
-                  Index position) {
-    auto [c, in] = start(tokens, static_cast<Index>(tokens.size()) - 1, position);
-    const auto at = model_.positions(c, position, in.rows);
-    ahead_.h = lower(c, model_, tree, in, caches_, cache, saved_, at);
-    ahead_.position = position;
-    ahead_.mark = workspace_.used();
-  }
+  /// The lower half of several blocks at once, see LookAhead: their keys and values go into the
+  /// cache, and a pass over one of these blocks begins where that ended, until `forget` or a pass
+  /// over another. A group is run when `start_ahead` says so, or with the next pass: then it is put
+  /// behind the pass and before anybody waits for that, so that neither waits for the host. Both
+  /// throw nothing but what the backend throws; then `forget` is to follow.
+  void look_ahead(std::span<const Token> tokens, Index position) { ahead_.add(tokens, position); }
+  void start_ahead(const Tree& tree, CacheScalar* cache) { ahead_.start(tree, cache); }
+  /// The most tokens that look_ahead can be given beside the last, which is only a target, and
+  /// whether it can be given some, when passes have come to `position`.
+  Index most_ahead() const { return ahead_.most_rows(); }
+  bool has_room_ahead(Index position) { return ahead_.has_room(position); }
   /// Where the blocks of the last look_ahead end; 0 if there are none.
-  Index ahead() const { return ahead_.h.empty() ? 0 : ahead_.position + ahead_.h.rows; }
-  void forget() { ahead_ = {}; }
+  Index ahead() const { return ahead_.end(); }
+  /// Drops what was computed ahead. Whatever comes next comes behind it.
+  void forget() noexcept { ahead_.forget(); }
 
   /// nll[t] = -log p(tokens[t + 1] | tokens up to t), for every token but the last.
   void score(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens, Index position,
@@ -98,6 +67,7 @@ class ChunkPass {
     upper(c, model_, tree, in, caches_, cache, false, saved_, updates);
     ops::cross_entropy(c, saved_.upper.output.y, model_.head(tree), in.tokens + 1, nullptr,
                        nll_.data(), false);
+    ahead_.start(tree, cache);
     backend_.to_host(nll_.data(), nll.data(), static_cast<Index>(nll.size()));
   }
 
@@ -112,12 +82,14 @@ class ChunkPass {
   void gradient(const Tree& tree, const Gradients& gradients, CacheScalar* cache,
                 std::span<const Token> tokens, Index position, std::span<const Scalar> loss_weights,
                 std::span<Scalar> nll) {
-    auto [c, in] = start(tokens, static_cast<Index>(tokens.size()) - 1, position);
+    // First, while there is little that a copy has to wait for.
     backend_.to_device(loss_weights.data(), loss_weights_.data(),
                        static_cast<Index>(loss_weights.size()));
+    auto [c, in] = start(tokens, static_cast<Index>(tokens.size()) - 1, position);
     const auto at = upper(c, model_, tree, in, caches_, cache, true, saved_);
     backward(c, model_, tree, saved_, at, loss_weights_.data(), nll_.data(), gradients, caches_,
              cache, in.tokens + 1);
+    ahead_.start(tree, cache);
     backend_.to_host(nll_.data(), nll.data(), static_cast<Index>(nll.size()));
   }
 
@@ -161,6 +133,55 @@ class ChunkPass {
   }
 
  private:
+  using Ahead = detail::LookAhead<Model, B>;
+
+  struct Needs {
+    Index passes = 0;  // scalars of scratch
+    Index ahead = 0;   // beside that
+  };
+  ChunkPass(const Model& model, const B& backend, const Caches& caches, Index most_rows,
+            Index ahead, const Needs& needs)
+      : model_(model),
+        backend_(backend),
+        caches_(caches),
+        workspace_(backend, needs.passes),
+        tokens_(backend.template allocate<Token>(most_rows + 1)),
+        nll_(backend.template allocate<Scalar>(most_rows)),
+        loss_weights_(backend.template allocate<Scalar>(most_rows)),
+        logits_(backend.template allocate<Scalar>(model.config().vocabulary + 2)),
+        likeliest_(backend.template allocate<Token>(1)),
+        saved_(model),
+        steps_(backend),
+        ahead_(model, backend, caches, workspace_, most_rows, ahead, needs.ahead) {}
+
+  static Needs needs(const Model& model, const B& backend, const Caches& caches, Index rows,
+                     Index ahead) {
+    const DryRun<B> dry(backend);
+    auto cache = dry.template allocate<CacheScalar>(caches.size());
+    Workspace<DryRun<B>> workspace(dry, detail::most_elements);
+    Workspace<DryRun<B>> beside(dry, detail::most_elements);
+    const Tree tree = model.template shaped_tree<Weight<Scalar>>();
+    const auto gradients = model.template tree<View<Scalar>>();
+    auto updates = gradients;
+    Model::each(
+        [&](const ParameterName& name, View<Scalar>& leaf) {
+          if (name.role == Role::InPlaceMlp)
+            leaf = View<Scalar>(dry.template allocate<Scalar>(1).data(), 1, 1);
+        },
+        updates);
+    Saved saved(model);
+    Context<DryRun<B>> c{dry, workspace};
+    Input in{nullptr, rows, 0, {}};
+    if (ahead > 1) {
+      in.h = Ahead::measure(dry, workspace, beside, model, tree, caches, cache.data(), rows, ahead);
+    }
+    const auto at = upper(c, model, tree, in, caches, cache.data(), true, saved);
+    backward(c, model, tree, saved, at, nullptr, nullptr, gradients, caches, cache.data(), nullptr);
+    workspace.release(0);
+    upper(c, model, tree, {nullptr, rows, 0, {}}, caches, cache.data(), false, saved, &updates);
+    return {workspace.peak(), beside.peak()};
+  }
+
   /// Where a step of one token looks, as far as that may change.
   std::span<const void* const> places(const Tree& tree, const CacheScalar* cache) {
     places_.assign(1, cache);
@@ -187,33 +208,17 @@ class ChunkPass {
     View<Scalar> h;
   };
 
-  /// The lower half of a block, (rows, width); all other scratch is given back.
-  template <class B2>
-  static View<Scalar> lower(Context<B2>& c, const Model& model, const Tree& tree, const Input& in,
-                            const Caches& caches, CacheScalar* cache, Saved& saved,
-                            const Positions<Scalar>& at, const Gradients* updates = nullptr) {
-    const View<Scalar> h = ops::embedding(c, tree.embedding, in.tokens, in.rows);
-    const Index mark = c.workspace.used();
-    InPlacePass<Scalar> pass;
-    if (updates != nullptr && Model::learns_embeddings) {  // h will be written over
-      pass.embeddings = ops::embedding(c, tree.embedding, in.tokens, in.rows);
-    }
-    for (Index i = 0; i < model.lower_blocks(); ++i) {
-      if (updates != nullptr) pass.update = model.in_place_update(*updates, i);
-      model.lower_forward(c, tree, i, h, false, saved.lower, at, caches.at(cache, i), pass);
-    }
-    c.workspace.release(mark);
-    return h;
-  }
-
   /// Normed hidden states, in saved.upper.output.y.
   template <class B2>
   static Positions<Scalar> upper(Context<B2>& c, const Model& model, const Tree& tree,
                                  const Input& in, const Caches& caches, CacheScalar* cache,
                                  bool keep, Saved& saved, const Gradients* updates = nullptr) {
     const auto at = model.positions(c, in.position, in.rows);
-    const View<Scalar> h =
-        in.h.empty() ? lower(c, model, tree, in, caches, cache, saved, at, updates) : in.h;
+    View<Scalar> h = in.h;
+    if (h.empty()) {
+      h = c.make(in.rows, model.config().width);
+      detail::lower_half(c, model, tree, in.tokens, h, at, caches, cache, saved.lower, updates);
+    }
     model.upper_forward(c, tree, h, keep, saved.upper, at,
                         [&](Index i) { return caches.at(cache, i); });
     return at;
@@ -237,24 +242,14 @@ class ChunkPass {
   };
   /// For the first `rows` of the tokens.
   Start start(std::span<const Token> tokens, Index rows, Index position) {
-    const Index first = position - ahead_.position;
-    if (first >= 0 && first + rows <= ahead_.h.rows) {
-      workspace_.release(ahead_.mark);
-      return {{backend_, workspace_},
-              {tokens_.data() + first, rows, position, ahead_.h.rows_at(first, rows)}};
+    if (const auto block = ahead_.take(position, rows); !block.h.empty()) {
+      return {{backend_, workspace_}, {block.tokens, rows, position, block.h}};
     }
     forget();
     workspace_.release(0);
     backend_.to_device(tokens.data(), tokens_.data(), static_cast<Index>(tokens.size()));
     return {{backend_, workspace_}, {tokens_.data(), rows, position, {}}};
   }
-
-  /// What look_ahead left, at the bottom of the workspace.
-  struct Ahead {
-    View<Scalar> h;  // (rows, width)
-    Index position = 0;
-    Index mark = 0;
-  };
 
   const Model& model_;
   const B& backend_;
@@ -266,9 +261,9 @@ class ChunkPass {
   typename B::template Buffer<Scalar> logits_;  // of the next token, then what sums them up
   typename B::template Buffer<Token> likeliest_;
   Saved saved_;
-  Ahead ahead_;
   std::vector<const void*> places_;
   StepsOf<B> steps_;
+  Ahead ahead_;  // the last, so that it is joined before any memory goes
 };
 
 }  // namespace ttt::inline TTT_ABI

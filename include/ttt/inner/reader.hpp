@@ -44,7 +44,7 @@ class Reader {
     block_.reserve(chunk + 1);
     marks_.reserve(chunk + 1);
     if (plan_.ahead > 1) {
-      blocks_.reserve(chunk * static_cast<std::size_t>(plan_.ahead) + 1);
+      blocks_.reserve(static_cast<std::size_t>(pass_.most_ahead()) + 1);
     }
     nll_.resize(chunk);
     loss_weights_.resize(chunk);
@@ -88,9 +88,9 @@ class Reader {
         (state.evaluated < pending || pending == 0 || has_logits);
     if (!fits) fail("session: the state was made by a different model or learner");
     reserve(state);
+    pass_.forget();  // it writes into the old state
     state_ = std::move(state);
     next_.reset();
-    pass_.forget();
     fast_.show(weights_, learner_, state_);
   }
 
@@ -137,7 +137,6 @@ class Reader {
   /// anybody looks at the state or goes another way. A failure to is not told: the machine has
   /// failed, and will say so when it is asked for anything.
   void settle() noexcept {
-    if (pass_.ahead() == 0) return;
     try {
       if (pass_.ahead() > state_.boundary()) forget_keys();
     } catch (...) {
@@ -192,19 +191,32 @@ class Reader {
     next_.reset();
   }
 
-  /// Runs the lower half over the chunk and the whole ones behind it, if that has not been done.
+  /// Has the lower half of the chunk and of whole ones behind it computed, if that has not been
+  /// done, and the next group of them with the pass over this one.
   template <class Element>
   void look_ahead(const Element* tokens, Index left) {
     const Index position = state_.boundary();
     const auto pending = static_cast<Index>(state_.pending.size());
-    const Index chunks = std::min(plan_.ahead, (pending + left - 1) / learner_.chunk);
-    if (chunks < 2 || position < pass_.ahead()) return;
-    blocks_.assign(state_.pending.begin(), state_.pending.end());
-    const Index size = chunks * learner_.chunk + 1 - pending;
-    std::transform(tokens, tokens + size, std::back_inserter(blocks_),
-                   [](Element token) { return static_cast<Token>(token); });
-    state_.evaluated = 0;
-    pass_.look_ahead(fast_.tree(), state_.cache.data(), blocks_, position);
+    const Index chunks = (pending + left - 1) / learner_.chunk;
+    const bool begins = pass_.ahead() <= position;
+    if (plan_.ahead < 2 || (begins && chunks < 2)) return;
+    const auto add = [&] {
+      const Index first = std::max<Index>(0, pass_.ahead() - position);  // from the boundary
+      const Index size = std::min(chunks * learner_.chunk - first, pass_.most_ahead());
+      if (size <= 0 || !pass_.has_room_ahead(position)) return;
+      blocks_.clear();
+      for (Index i = first; i <= first + size; ++i) {
+        blocks_.push_back(i < pending ? state_.pending[static_cast<std::size_t>(i)]
+                                      : static_cast<Token>(tokens[i - pending]));
+      }
+      pass_.look_ahead(blocks_, position + first);
+    };
+    if (begins) {
+      state_.evaluated = 0;  // its keys are written over
+      add();
+      pass_.start_ahead(fast_.tree(), state_.cache.data());
+    }
+    add();
   }
 
   /// Scores the whole chunk as one block and, unless it may not, learns from it.
@@ -302,6 +314,7 @@ class Reader {
   void forget_keys() {
     const auto& caches = plan_.caches;
     const Index end = std::max(pass_.ahead(), state_.boundary() + learner_.chunk);
+    pass_.forget();
     for (Index at = state_.boundary(); at < end; at += learner_.chunk) {
       for (Index row = 0; row < 2 * caches.blocks * caches.heads; ++row) {
         const Index slot = row * caches.slots + at % caches.slots;
