@@ -28,7 +28,7 @@ struct DecodeLanes {
 };
 template <class F>
 decltype(auto) with_decode_lanes(Index d, const F& f) {
-  if (d <= 64) return f(DecodeLanes<TTT_V_D64>());
+  if (d <= 64) return f(DecodeLanes<4, 2, 2, 4>());
   if (d <= 80) return f(DecodeLanes<2, 5, 1, 3>());
   if (d <= 96) return f(DecodeLanes<4, 3, 1, 4>());
   return f(DecodeLanes<4, 4, 1, 3>());
