@@ -22,7 +22,7 @@ class Workspace {
 
   /// A matrix with rows aligned to nothing and a start aligned to 64 bytes, not initialised.
   View<Scalar> matrix(Index rows, Index cols) {
-    const Index size = (rows * cols + alignment - 1) / alignment * alignment;
+    const Index size = room(rows * cols);
     if (size > capacity_ - used_)
       detail::fail("out of memory: the workspace has no room for " + to_string(Shape{rows, cols}));
     const View<Scalar> view(buffer_.data() + used_, rows, cols);
@@ -30,6 +30,16 @@ class Workspace {
     peak_ = std::max(peak_, used_);
     return view;
   }
+
+  /// Room for `size` elements of another type.
+  template <class T>
+  T* vector(Index size) {
+    constexpr Index scalar = sizeof(Scalar), other = sizeof(T);
+    return reinterpret_cast<T*>(matrix(1, (size * other + scalar - 1) / scalar).data);
+  }
+
+  /// What a matrix of so many scalars takes.
+  static constexpr Index room(Index size) { return (size + alignment - 1) / alignment * alignment; }
 
   Index used() const { return used_; }
   Index peak() const { return peak_; }

@@ -9,18 +9,20 @@ namespace ttt::inline TTT_ABI {
 namespace ops {
 
 /// Keys and values of one block: rotated keys, as attention uses them. In training also the outer
-/// loss's gradient with respect to each of them, one row a position from the document's first.
+/// loss's gradient with respect to those that anybody sees yet, one row a position from `first` on.
 ///
 /// Where rows of several sequences are stacked, these are the first sequence's, and every other's
-/// lie `apart` scalars behind those of the one before; all stand at the same position.
+/// lie `apart` scalars behind those of the one before, gradients `gradients_apart`; all stand at
+/// the same position.
 template <class Scalar, class CacheScalar = Scalar>
 struct KeyValues {
   Cache<CacheScalar> keys;
   Cache<CacheScalar> values;
   View<Scalar> dkeys = {};    // (positions, key_heads * head_dim)
   View<Scalar> dvalues = {};  // (positions, key_heads * head_dim)
+  Index first = 0;            // the position of their first row
   Index sequences = 1;
-  Index apart = 0;
+  Index apart = 0, gradients_apart = 0;
 
   /// Those of one sequence.
   KeyValues of(Index s) const {
@@ -29,8 +31,8 @@ struct KeyValues {
     if (s == 0) return own;
     own.keys.data += s * apart;
     own.values.data += s * apart;
-    if (!dkeys.empty()) own.dkeys.data += s * apart;
-    if (!dvalues.empty()) own.dvalues.data += s * apart;
+    if (!dkeys.empty()) own.dkeys.data += s * gradients_apart;
+    if (!dvalues.empty()) own.dvalues.data += s * gradients_apart;
     return own;
   }
 };
@@ -199,16 +201,17 @@ AttentionGradient<DualView<typename B::Scalar>> attention_backward(
       c.backend.attention_backward_tangent(
           own(q.value), own(q.tangent), memory.keys, memory.values, own(k.tangent), own(v.tangent),
           shape, own(out.o.value), own(out.o.tangent), own(out.lse.value), own(out.lse.tangent),
-          own(dout.value), own(dout.tangent), own(d.q.tangent), memory.dkeys, memory.dvalues, 0);
+          own(dout.value), own(dout.tangent), own(d.q.tangent), memory.dkeys, memory.dvalues,
+          memory.first);
     } else {
       c.backend.attention_backward(own(q.value), memory.keys, memory.values, shape,
                                    own(out.o.value), own(out.lse.value), own(dout.tangent),
-                                   own(d.q.tangent), memory.dkeys, memory.dvalues, 0);
+                                   own(d.q.tangent), memory.dkeys, memory.dvalues, memory.first);
     }
   }
   if (n == 1) {
-    d.k.tangent = cache.dkeys.rows_at(shape.position, rows);
-    d.v.tangent = cache.dvalues.rows_at(shape.position, rows);
+    d.k.tangent = cache.dkeys.rows_at(shape.position - cache.first, rows);
+    d.v.tangent = cache.dvalues.rows_at(shape.position - cache.first, rows);
     return d;
   }
   d.k.tangent = c.workspace.matrix(k.rows, k.cols);
@@ -216,7 +219,7 @@ AttentionGradient<DualView<typename B::Scalar>> attention_backward(
   for (Index s = 0; s < n; ++s) {
     const auto memory = cache.of(s);
     const auto gather = [&](View<typename B::Scalar> all, View<typename B::Scalar> to) {
-      c.backend.copy(all.row(shape.position), to.part(s, n).data, rows * to.cols);
+      c.backend.copy(all.row(shape.position - cache.first), to.part(s, n).data, rows * to.cols);
     };
     gather(memory.dkeys, d.k.tangent);
     gather(memory.dvalues, d.v.tangent);

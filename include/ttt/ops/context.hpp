@@ -51,13 +51,13 @@ struct Context {
     return copy;
   }
 
-  bool keeps() const { return tape != nullptr; }
-
- private:
+  /// A result that lies somewhere already.
   Tensor record(Tensor t) {
     if (tape != nullptr) tape->push_back(t);
     return t;
   }
+
+  bool keeps() const { return tape != nullptr; }
 };
 
 /// A matrix of dual numbers: values, and tangents, which say how the values change when something

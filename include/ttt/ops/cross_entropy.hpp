@@ -17,18 +17,25 @@ View<typename B::Scalar> embedding(Context<B>& c, Weight<typename B::Scalar> tab
   return out;
 }
 
-/// nll[t] = -log softmax(h[t] · head)[targets[t]], and, where it is wanted, the gradient of
+/// nll[t] = -log softmax(h[t] · head)[targets[t]] and, unless it is absent, dh = the gradient of
 /// sum of weights[t] · nll[t] with respect to h. The logits exist for a block of rows at a time.
+template <class B>
+void cross_entropy(Context<B>& c, View<typename B::Scalar> h, Weight<typename B::Scalar> head,
+                   const Token* targets, const typename B::Scalar* weights, typename B::Scalar* nll,
+                   View<typename B::Scalar> dh) {
+  const Index mark = c.workspace.used();
+  const auto scratch = c.workspace.matrix(1, c.backend.cross_entropy_scratch(h.rows, head.cols));
+  c.backend.cross_entropy(h, head, targets, weights, nll, dh, scratch.data);
+  c.workspace.release(mark);
+}
+/// The same with a new place for the gradient, if it is wanted.
 template <class B>
 View<typename B::Scalar> cross_entropy(Context<B>& c, View<typename B::Scalar> h,
                                        Weight<typename B::Scalar> head, const Token* targets,
                                        const typename B::Scalar* weights, typename B::Scalar* nll,
                                        bool want_dh) {
   const auto dh = c.adjoint(h, want_dh);
-  const Index mark = c.workspace.used();
-  const auto scratch = c.workspace.matrix(1, c.backend.cross_entropy_scratch(h.rows, head.cols));
-  c.backend.cross_entropy(h, head, targets, weights, nll, dh, scratch.data);
-  c.workspace.release(mark);
+  cross_entropy(c, h, head, targets, weights, nll, dh);
   return dh;
 }
 /// The tangent of that gradient, when the loss's own weight in the outer loss is `seed`; adds to

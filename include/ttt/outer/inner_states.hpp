@@ -12,12 +12,15 @@
 namespace ttt::inline TTT_ABI {
 namespace detail {
 
-/// The states of some sequences' inner loops that are kept: those at the beginning of every
-/// segment, and those before and behind every chunk of the segment at work, with its inner
-/// gradients. A state is the weights that learn, sequence by sequence, then likewise the
-/// optimizer's slots; so everything that a sequence has of its own lies `learned` scalars behind
-/// the one before. Where the backend narrows, products read rounded copies: of the weights at work,
-/// and of the directions they move in.
+/// The states of some sequences' inner loops that are kept: those at the beginning of segments and,
+/// of the segment at work, those at every place, one a chunk, with inner gradients. A state is the
+/// weights that learn, sequence by sequence, then likewise the optimizer's slots; so everything
+/// that a sequence has of its own lies `learned` scalars behind the one before. Where the backend
+/// narrows, products read rounded copies: of the weights at work, and of the directions they move
+/// in.
+///
+/// All but those copies lies in a workspace, in the order it is made: what a segment at work takes
+/// there lies above the beginnings of it and of those before it, and is given back with it.
 template <class Model, class B, class LearnerType>
 class InnerStates {
   using Scalar = typename B::Scalar;
@@ -27,18 +30,14 @@ class InnerStates {
   using Gradients = typename Model::template Parameters<View<Scalar>>;
 
  public:
-  /// For at most `most` sequences.
-  InnerStates(const Model& model, const B& backend, Index most, Index learned, Index slots,
-              Index segments, Index segment)
+  /// For at most `most` sequences. Keeps references to the backend and the workspace.
+  InnerStates(const Model& model, const B& backend, Workspace<B>& workspace, Index most,
+              Index learned, Index slots)
       : backend_(backend),
+        workspace_(workspace),
         learned_(learned),
         all_(most * learned),
         size_(all_ * (1 + slots)),
-        segment_(segment),
-        states_(backend.template allocate<Scalar>(size_ * (segments + segment + 1))),
-        gradient_(backend.template allocate<Scalar>(all_ * segment)),
-        outer_(backend.template allocate<Scalar>(size_)),
-        direction_(backend.template allocate<Scalar>(all_)),
         narrow_(backend.template allocate<bfloat16>(narrows<B> ? 2 * all_ : 0)),
         base_(model.template tree<Weight<Scalar>>()),
         tree_(model.template tree<StackedWeight<Scalar>>()),
@@ -51,8 +50,8 @@ class InnerStates {
     Model::each([this](const ParameterName&, const Shape&) { learns_.push_back(false); }, shapes);
   }
 
-  /// Starts so many sequences: their states at place 0 become the parameters' own values and empty
-  /// slots. What learns is what `learner` chooses.
+  /// Starts so many sequences and the first segment: their states at place 0 become the parameters'
+  /// own values and empty slots. What learns is what `learner` chooses.
   template <class Chooser>
   void begin(const Chooser& learner, const Tree& parameters, Index sequences) {
     base_ = parameters;
@@ -66,6 +65,10 @@ class InnerStates {
           moving = value;
         },
         base_, tree_, moving_);
+    outer_ = take(size_);
+    direction_ = take(all_);
+    begins_.clear();
+    begin_segment();
     each_learned([&](Index at, const Weight<Scalar>& leaf) {
       for (Index s = 0; s < sequences_; ++s) {
         backend_.widen(leaf, View<Scalar>(state(0) + s * learned_ + at, leaf.rows, leaf.cols));
@@ -75,14 +78,34 @@ class InnerStates {
     work_at(0);
   }
 
-  /// Keeps the state at place 0, which is at work, as the beginning of a segment, and brings it
-  /// back.
-  void put_aside(Index segment) { backend_.copy(state(0), kept(segment), size_); }
-  void take_back(Index segment) {
-    backend_.copy(kept(segment), state(0), size_);
+  /// Keeps the state at place 0, which is at work, as the beginning of its segment. What steps make
+  /// of it from now on, at place 0 too, is the beginning of the next.
+  void put_aside() {
+    const Scalar* const from = begins_.back().state;
+    begin_segment();
+    backend_.copy(from, state(0), size_);
+  }
+  /// Gives back the segment that began last and all that was taken since; the one before is at
+  /// work.
+  void take_back() {
+    begins_.pop_back();
+    clear_segment();
     work_at(0);
   }
-  void copy(Index from, Index to) { backend_.copy(state(from), state(to), size_); }
+  /// Gives back all that was taken since the segment at work began.
+  void clear_segment() {
+    workspace_.release(begins_.back().end);
+    states_ = {begins_.back().state};
+    gradients_.clear();
+  }
+  /// The next place's inner gradient; its state is there.
+  void add_gradient() { gradients_.push_back(take(all_)); }
+  /// The next place's state, a copy of the last one's.
+  void add_state() {
+    const Scalar* const from = states_.back();
+    states_.push_back(take(size_));
+    backend_.copy(from, states_.back(), size_);
+  }
 
   /// The model's parameters with the states at a place in theirs: those at work, which are what
   /// steps led to since begin or take_back.
@@ -99,7 +122,7 @@ class InnerStates {
   const Gradients& inner_gradients(Index place) {
     each_learned(
         [&](Index at, const Weight<Scalar>& leaf, View<Scalar>& d) {
-          d = View<Scalar>(gradient_.data() + place * all_ + at, leaf.rows, leaf.cols);
+          d = View<Scalar>(gradient(place) + at, leaf.rows, leaf.cols);
         },
         inner_);
     return inner_;
@@ -123,12 +146,12 @@ class InnerStates {
 
   /// The gradient of the final states is zero; those of the parameters will be added to `d`.
   void begin_backward(const Gradients& d) {
-    backend_.fill(Scalar(0), outer_.data(), size_);
+    backend_.fill(Scalar(0), outer_, size_);
     targets_ = d;
     outer_tree_ = d;
     each_learned(
         [&](Index at, const Weight<Scalar>& leaf, View<Scalar>& outer) {
-          outer = View<Scalar>(outer_.data() + at, leaf.rows, leaf.cols);
+          outer = View<Scalar>(outer_ + at, leaf.rows, leaf.cols);
         },
         outer_tree_);
   }
@@ -141,11 +164,11 @@ class InnerStates {
   /// the state before it, and its direction that of the inner gradient: zero if no step was taken.
   void step_backward(const B& backend, const LearnerType& learner, Index s, Index place,
                      const Step& step, Index steps) {
-    Scalar* const direction = direction_.data() + s * learned_;
+    Scalar* const direction = direction_ + s * learned_;
     if (!step.taken) return backend.fill(Scalar(0), direction, learned_);
-    std::vector<Scalar*> slots = slots_of(state(place), s), dslots = slots_of(outer_.data(), s);
+    std::vector<Scalar*> slots = slots_of(state(place), s), dslots = slots_of(outer_, s);
     UpdateGradient<Scalar> g{.update = update_at(place, s, steps),
-                             .dweights = outer_.data() + s * learned_,
+                             .dweights = outer_ + s * learned_,
                              .dslots = dslots.data(),
                              .dgradient = direction};
     g.update.slots = slots.data();
@@ -156,11 +179,11 @@ class InnerStates {
   const MovingTree& moving_tree(Index place, bool moves) {
     bfloat16* const directions = narrow_.data() + (narrows<B> ? all_ : 0);
     work_at(place);
-    if (moves) narrow(direction_.data(), directions, sequences_ * learned_);
+    if (moves) narrow(direction_, directions, sequences_ * learned_);
     each_learned(
         [&](Index at, const Weight<Scalar>& leaf, DualWeight<Scalar>& to) {
           to = stacked(state(place), narrow_.data(), at, leaf);
-          if (moves) to.tangent = stacked(direction_.data(), directions, at, leaf);
+          if (moves) to.tangent = stacked(direction_, directions, at, leaf);
         },
         moving_);
     return moving_;
@@ -172,7 +195,7 @@ class InnerStates {
         [&](Index at, const Weight<Scalar>& leaf, const View<Scalar>& d) {
           if (d.empty()) return;
           for (Index s = 0; s < sequences_; ++s) {
-            const Scalar* const own = outer_.data() + s * learned_ + at;
+            const Scalar* const own = outer_ + s * learned_ + at;
             backend_.axpby(1.0, own, 1.0, d.data, leaf.shape().size());
           }
         },
@@ -180,8 +203,21 @@ class InnerStates {
   }
 
  private:
-  Scalar* state(Index place) { return states_.data() + place * size_; }
-  Scalar* kept(Index segment) { return state(segment_ + 1 + segment); }
+  /// A segment's first state, and where the workspace ends behind it.
+  struct Begin {
+    Scalar* state;
+    Index end;
+  };
+
+  Scalar* take(Index size) { return workspace_.matrix(1, size).data; }
+  void begin_segment() {
+    Scalar* const state = take(size_);
+    begins_.push_back({state, workspace_.used()});
+    clear_segment();
+  }
+
+  Scalar* state(Index place) const { return states_[static_cast<std::size_t>(place)]; }
+  Scalar* gradient(Index place) const { return gradients_[static_cast<std::size_t>(place)]; }
 
   void work_at(Index place) { narrow(state(place), narrow_.data(), sequences_ * learned_); }
   void narrow(const Scalar* from, bfloat16* to, Index size) const {
@@ -204,9 +240,7 @@ class InnerStates {
     return slots;
   }
   Update<Scalar> update_at(Index place, Index s, Index steps) const {
-    return {.gradient = gradient_.data() + place * all_ + s * learned_,
-            .step = steps,
-            .size = learned_};
+    return {.gradient = gradient(place) + s * learned_, .step = steps, .size = learned_};
   }
   /// Calls f(place in a sequence's weights, the model's own leaf, leaves...) for everything that
   /// learns.
@@ -224,14 +258,15 @@ class InnerStates {
   }
 
   const B& backend_;
-  Index learned_, all_, size_, segment_;           // scalars of one sequence's weights, of all's,
-                                                   // of a state; chunks of a segment
-  Index sequences_ = 1;                            // at work
-  typename B::template Buffer<Scalar> states_;     // of the segment at work, then those put aside
-  typename B::template Buffer<Scalar> gradient_;   // inner, of every chunk of the segment
-  typename B::template Buffer<Scalar> outer_;      // outer, of the states
-  typename B::template Buffer<Scalar> direction_;  // outer, of the inner gradients
-  typename B::template Buffer<bfloat16> narrow_;   // copies of the weights at work, of directions
+  Workspace<B>& workspace_;
+  Index learned_, all_, size_;      // scalars of one sequence's weights, of all's, of a state
+  Index sequences_ = 1;             // at work
+  std::vector<Begin> begins_;       // of segments, the one at work last
+  std::vector<Scalar*> states_;     // of the segment at work, by place
+  std::vector<Scalar*> gradients_;  // inner, likewise
+  Scalar* outer_ = nullptr;         // gradient of the states
+  Scalar* direction_ = nullptr;     // of the inner gradients
+  typename B::template Buffer<bfloat16> narrow_;  // copies of the weights at work, of directions
   Tree base_;
   StackedTree tree_;
   MovingTree moving_;

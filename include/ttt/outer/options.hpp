@@ -4,7 +4,8 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
+#include <limits>
+#include <vector>
 
 #include <ttt/core/error.hpp>
 #include <ttt/fwd.hpp>
@@ -26,22 +27,42 @@ struct FirstOrder {
 
 /// How much of a sequence's inner loop is kept for the way back. The loop is cut into segments: the
 /// weights at the beginning of each are kept, and everything of one segment at a time; all segments
-/// but the last run a second time. Results have the same bits whatever is kept.
+/// but the last run a second time. Going backwards, weights that nobody needs any more make room,
+/// so earlier segments are longer. Results have the same bits whatever is kept.
 struct Keep {
-  Index chunks = 0;  // a segment's; 0: as many as make the sum smallest, about sqrt(chunks)
+  Index chunks = 0;  // the last segment's; 0: as many as make the sum smallest
 
   /// Everything: the fastest.
   static constexpr Keep all() { return {Index{1} << 40}; }
   /// About sqrt(n) states and sqrt(n) chunks, for n chunks: the smallest.
   static constexpr Keep sqrt() { return {0}; }
 
-  /// Chunks in a segment of a sequence of n, when a state takes `state` bytes and all that a
-  /// segment keeps of a chunk `chunk` bytes.
-  Index segment(Index n, Index state, Index chunk) const {
-    if (chunks > 0) return std::min(chunks, n);
-    const double best = std::sqrt(static_cast<double>(n) * static_cast<double>(state) /
-                                  static_cast<double>(std::max<Index>(1, state + chunk)));
-    return std::clamp<Index>(static_cast<Index>(std::lround(best)), 1, n);
+  /// The first chunk of every segment of a sequence of n, and n, when a state takes `state` bytes
+  /// and all that a segment keeps of a chunk, `chunk` bytes.
+  std::vector<Index> segments(Index n, Index state, Index chunk) const {
+    // The i-th segment from the end may be longer by as many chunks as i states leave room for.
+    const double more = static_cast<double>(state) / static_cast<double>(std::max<Index>(1, chunk));
+    const auto cut = [&](Index last, const auto& at) {
+      Index begin = n;
+      for (Index i = 0; begin > 0; ++i) {
+        begin -= std::min(begin, last + static_cast<Index>(static_cast<double>(i) * more));
+        at(begin);
+      }
+    };
+    Index last = std::min(chunks, n);
+    if (chunks <= 0) {
+      double least = std::numeric_limits<double>::infinity();
+      for (Index i = 1; i <= n && static_cast<double>(i) < least; ++i) {
+        double sum = static_cast<double>(i);  // in chunks
+        cut(i, [&](Index) { sum += more; });
+        if (sum < least) last = i;
+        least = std::min(least, sum);
+      }
+    }
+    std::vector<Index> begins = {n};
+    cut(last, [&](Index begin) { begins.push_back(begin); });
+    std::reverse(begins.begin(), begins.end());
+    return begins;
   }
 };
 

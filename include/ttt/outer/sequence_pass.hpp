@@ -27,7 +27,9 @@ struct SequenceLoss {
 
 namespace detail {
 
-/// Computes on one sequence of fixed length at a time, or on a few, in memory taken once.
+/// Computes on one sequence of fixed length at a time, or on a few, in memory taken once. What does
+/// not last as long as a pass is in one workspace: the lower half's activations, and while they
+/// wait for their way back the inner loop's states and records above them.
 ///
 /// Forwards: the lower half over everything, sequence by sequence; then chunk by chunk the upper
 /// half, where rows of all sequences are stacked, its inner gradients and the learner's updates.
@@ -53,24 +55,23 @@ class SequencePass {
       : model_(model),
         backend_(backend),
         plan_(plan),
+        workspace_(backend, plan.workspace),
         cache_(backend.template allocate<CacheScalar>(plan.sequences * plan.caches.size())),
-        cache_gradient_(backend.template allocate<Scalar>(plan.sequences * plan.caches.size())),
+        cache_gradient_(backend.template allocate<Scalar>(plan.sequences * plan.cache_gradients())),
         tokens_(backend.template allocate<Token>(plan.sequences * (plan.length + 1))),
         targets_(backend.template allocate<Token>(plan.sequences * plan.length)),
         loss_weights_(backend.template allocate<Scalar>(plan.sequences * plan.length)),
         nll_(backend.template allocate<Scalar>(plan.sequences * plan.length)),
-        scratch_(backend, plan.scratch),
-        states_(model, backend, plan.sequences, plan.learned, plan.slots, plan.segments(),
-                plan.segment),
+        states_(model, backend, workspace_, plan.sequences, plan.learned, plan.slots),
         host_targets_(static_cast<std::size_t>(plan.sequences * plan.length)),
         host_nll_(host_targets_.size()),
         host_weights_(host_targets_.size()) {
     for (Index s = 0; s < plan.sequences; ++s) {
-      lower_.emplace_back(model, backend, plan.length, options.recompute, plan.rule);
+      lower_.emplace_back(model, backend, workspace_, plan.length, options.recompute);
     }
-    for (Index i = 0; i < plan.segment; ++i) {
-      kept_.push_back({Workspace<B>(backend, plan.record), Record(model), {}, {}});
-    }
+    Index places = 0;
+    for (Index i = 0; i < segments(); ++i) places = std::max(places, end_of(i) - begin_of(i));
+    for (Index i = 0; i < places; ++i) kept_.push_back({Record(model), {}, 0});
   }
 
   /// For each of results.size() sequences, which are at most as many as planned, the loss of its
@@ -85,54 +86,68 @@ class SequencePass {
       result = {};
       result.chunk_loss.resize(static_cast<std::size_t>(plan_.chunks));
     }
-    steps_before_.assign(static_cast<std::size_t>(plan_.chunks * sequences()), 0);
+    steps_.assign(static_cast<std::size_t>(plan_.chunks * sequences()), {});
+    steps_before_.assign(steps_.size(), 0);
     weigh(learner, tokens, counts);
     backend_.to_device(tokens.data(), tokens_.data(), sequences() * (plan_.length + 1));
+    workspace_.release(0);
     h_.clear();
     for (Index s = 0; s < sequences(); ++s) {
       h_.push_back(lower(s).forward(p, tokens_of(s), in_place_rule(learner)));
+    }
+    const Index lower_end = workspace_.used();
+    if (plan_.keeps_scores) {
+      scores_ = workspace_.matrix(sequences() * plan_.length, plan_.width);
     }
     if constexpr (has_closed_form<LearnerType>) {
       states_.begin(NoLearning{}, p, sequences());
     } else {
       states_.begin(learner, p, sequences());
     }
-    const Index segments = plan_.segments();
-    for (Index i = 0; i < segments; ++i) {
-      states_.put_aside(i);
-      forward_segment(learner, i, i == segments - 1, true);
+    const Index last = segments() - 1;
+    for (Index i = 0; i < last; ++i) {
+      states_.put_aside();
+      forward_segment(learner, i, false, true);
     }
+    forward_segment(learner, last, true, true);
     for (SequenceLoss& result : results_) {
       for (const double loss : result.chunk_loss) result.loss += loss;
       result.loss /= static_cast<double>(plan_.chunks);
     }
 
-    backend_.fill(Scalar(0), cache_gradient_.data(), sequences() * plan_.caches.size());
+    backend_.fill(Scalar(0), cache_gradient_.data(), sequences() * plan_.cache_gradients());
+    first_gradient_ = plan_.length - plan_.gradient_rows;
     states_.begin_backward(d);
-    for (Index i = segments - 1; i >= 0; --i) {
-      if (i < segments - 1) {
-        states_.take_back(i);
+    for (Index i = last; i >= 0; --i) {
+      if (i < last) {
+        states_.take_back();
         forward_segment(learner, i, true, false);
       }
-      for (Index chunk = end_of(i) - 1; chunk >= i * plan_.segment; --chunk) {
-        backward_chunk(learner, chunk, share / static_cast<double>(plan_.chunks));
+      for (Index chunk = end_of(i) - 1; chunk >= begin_of(i); --chunk) {
+        reach_back(chunk);
+        backward_chunk(learner, chunk, chunk - begin_of(i),
+                       share / static_cast<double>(plan_.chunks));
       }
     }
     states_.finish_backward();
-    for (Index s = 0; s < sequences(); ++s) lower(s).backward(p, tokens_of(s), d);
+    for (Index s = 0; s < sequences(); ++s) {
+      workspace_.release(lower_end);
+      lower(s).backward(p, tokens_of(s), d);
+    }
   }
 
  private:
+  /// What is kept of a chunk of the segment at work.
   struct Kept {
-    Workspace<B> workspace;
     Record record;
     Input in;
-    std::vector<Step> steps;  // of every sequence
+    Index begin;  // in the workspace
   };
 
   auto caches() {
     return [this](Index i) {
-      return plan_.key_values(model_, cache_.data(), cache_gradient_.data(), i, sequences());
+      return plan_.key_values(model_, cache_.data(), cache_gradient_.data(), first_gradient_, i,
+                              sequences());
     };
   }
 
@@ -142,14 +157,19 @@ class SequencePass {
   /// Where targets, weights and scores of a chunk begin: they lie chunk by chunk, and within one
   /// sequence by sequence, as the upper half's rows do.
   Index first_of(Index chunk, Index s = 0) const { return (chunk * sequences() + s) * plan_.chunk; }
-  Index end_of(Index segment) const {
-    return std::min(plan_.chunks, (segment + 1) * plan_.segment);
-  }
+  Index segments() const { return static_cast<Index>(plan_.segments.size()) - 1; }
+  Index begin_of(Index segment) const { return plan_.segments[static_cast<std::size_t>(segment)]; }
+  Index end_of(Index segment) const { return begin_of(segment + 1); }
 
-  Input input(Index chunk, Workspace<B>& workspace) {
-    const Index first = chunk * plan_.chunk;
-    return {stack_rows(backend_, workspace, h_, first, plan_.chunk), first,
-            targets_.data() + first_of(chunk), loss_weights_.data() + first_of(chunk), sequences()};
+  Input input(Index chunk, bool first_time) {
+    const Index first = chunk * plan_.chunk, rows = first_of(chunk);
+    Input in{stack_rows(backend_, workspace_, h_, first, plan_.chunk), first,
+             targets_.data() + rows, loss_weights_.data() + rows, sequences()};
+    if (plan_.keeps_scores) {
+      in.dy = scores_.rows_at(rows, in.h.rows);
+      in.scored = !first_time;
+    }
+    return in;
   }
 
   /// Targets, and every counted one's weight in its chunk's loss.
@@ -183,41 +203,44 @@ class SequencePass {
   /// Runs the chunks of a segment from the state at its beginning; with `record`, so that they can
   /// be run backwards.
   void forward_segment(const LearnerType& learner, Index segment, bool record, bool first_time) {
-    for (Index i = segment * plan_.segment; i < end_of(segment); ++i) {
-      const Index place = record ? i - segment * plan_.segment : 0;
+    if (!record) states_.add_gradient();  // every chunk's in its turn
+    for (Index i = begin_of(segment); i < end_of(segment); ++i) {
+      const Index place = record ? i - begin_of(segment) : 0;
       Kept& kept = kept_[static_cast<std::size_t>(place)];
+      kept.begin = workspace_.used();
       const bool steps = plan_.learned > 0 && i + 1 < plan_.chunks;
       const Recorded recorded = !record                 ? Recorded::Nothing
                                 : Order::exact && steps ? Recorded::All
                                                         : Recorded::Forward;
-      Workspace<B>& workspace = record ? kept.workspace : scratch_;
-      workspace.release(0);
-      const Context<B> c{backend_, workspace};
-      kept.in = input(i, workspace);
+      if (record && steps) states_.add_gradient();
+      const Context<B> c{backend_, workspace_};
+      kept.in = input(i, first_time);
       upper_values(c, model_, states_.tree(place), kept.in, caches(),
                    steps ? &states_.inner_gradients(place) : nullptr, recorded,
                    nll_.data() + first_of(i), kept.record);
-      score(i);
-      kept.steps.assign(results_.size(), {});
-      if (!steps) continue;
-      if (record) states_.copy(place, place + 1);
+      if (first_time) score(i);
+      if (!record) workspace_.release(kept.begin);
+      // Where a segment that runs again ends, the next one has been.
+      if (!steps || (!first_time && i + 1 == end_of(segment))) continue;
+      if (record) states_.add_state();
       for (Index s = 0; s < sequences(); ++s) {
         if (!counted(i, s)) continue;
-        Step& step = kept.steps[static_cast<std::size_t>(s)];
         SequenceLoss& result = results_[static_cast<std::size_t>(s)];
-        if (first_time) steps_before(i, s) = result.inner_steps;
-        step =
-            states_.step(backend_, learner, s, place, record ? place + 1 : 0, steps_before(i, s));
+        if (first_time) steps_before_[step_of(i, s)] = result.inner_steps;
+        const Step step = states_.step(backend_, learner, s, place, record ? place + 1 : 0,
+                                       steps_before_[step_of(i, s)]);
         if (!first_time) continue;
+        steps_[step_of(i, s)] = step;
         result.inner_steps += step.taken ? 1 : 0;
         result.skipped_steps += step.taken ? 0 : 1;
         result.clipped_steps += step.clipped ? 1 : 0;
       }
     }
+    if (!record) states_.clear_segment();
   }
 
-  Index& steps_before(Index chunk, Index s) {
-    return steps_before_[static_cast<std::size_t>(chunk * sequences() + s)];
+  std::size_t step_of(Index chunk, Index s) const {
+    return static_cast<std::size_t>(chunk * sequences() + s);
   }
 
   bool counted(Index chunk, Index s) const {
@@ -243,42 +266,62 @@ class SequencePass {
     }
   }
 
-  void backward_chunk(const LearnerType& learner, Index chunk, double seed) {
-    const Index place = chunk % plan_.segment;
+  /// Gradients of keys and values are kept of as many positions as one needs at a time and as many
+  /// again: makes room for those of earlier ones that this chunk sees.
+  void reach_back(Index chunk) {
+    const Index end = (chunk + 1) * plan_.chunk, kept = end - first_gradient_;
+    if (std::max<Index>(0, chunk * plan_.chunk - plan_.reach) >= first_gradient_) return;
+    const Index moved = plan_.gradient_rows - kept;
+    const Index channels = plan_.caches.heads * plan_.caches.head_dim;
+    for (Index i = 0; i < 2 * sequences() * plan_.caches.blocks; ++i) {
+      Scalar* const rows = cache_gradient_.data() + i * plan_.gradient_rows * channels;
+      backend_.copy(rows, rows + moved * channels, kept * channels);
+      backend_.fill(Scalar(0), rows, moved * channels);
+    }
+    first_gradient_ -= moved;
+  }
+
+  /// The chunk at a place of the segment at work, the last that has not been run backwards.
+  void backward_chunk(const LearnerType& learner, Index chunk, Index place, double seed) {
     Kept& kept = kept_[static_cast<std::size_t>(place)];
-    const bool moves = Order::exact && std::any_of(kept.steps.begin(), kept.steps.end(),
+    const auto steps = std::span(steps_).subspan(step_of(chunk, 0), results_.size());
+    const bool moves = Order::exact && std::any_of(steps.begin(), steps.end(),
                                                    [](const Step& step) { return step.taken; });
     if constexpr (Order::exact && !has_closed_form<LearnerType>) {
       for (Index s = 0; moves && s < sequences(); ++s) {
-        const Step& step = kept.steps[static_cast<std::size_t>(s)];
-        states_.step_backward(backend_, learner, s, place, step, steps_before(chunk, s));
+        const Step& step = steps[static_cast<std::size_t>(s)];
+        states_.step_backward(backend_, learner, s, place, step, steps_before_[step_of(chunk, s)]);
         if (!step.taken) kept.record.forget_gradient(backend_, s, sequences());
       }
     }
-    scratch_.release(0);
-    const auto dh = upper_tangents(backend_, scratch_, model_, states_.moving_tree(place, moves),
+    const auto dh = upper_tangents(backend_, workspace_, model_, states_.moving_tree(place, moves),
                                    kept.in, caches(), seed, states_.outer_gradients(), kept.record);
     for (Index s = 0; s < sequences(); ++s) {
       const auto own = dh.part(s, sequences());
-      const auto to = lower(s).gradient().rows_at(chunk * plan_.chunk, plan_.chunk);
+      const auto to = h_[static_cast<std::size_t>(s)].rows_at(chunk * plan_.chunk, plan_.chunk);
       backend_.copy(own.data, to.data, own.shape().size());
     }
+    workspace_.release(kept.begin);
   }
 
   const Model& model_;
   const B& backend_;
   Plan plan_;
+  Workspace<B> workspace_;
   std::deque<LowerPass<Model, B>> lower_;  // one for every sequence, as are caches
   typename B::template Buffer<CacheScalar> cache_;
   typename B::template Buffer<Scalar> cache_gradient_;
   typename B::template Buffer<Token> tokens_, targets_;
   typename B::template Buffer<Scalar> loss_weights_;
   typename B::template Buffer<Scalar> nll_;
-  Workspace<B> scratch_;
   States states_;
   std::vector<Kept> kept_;
-  std::vector<View<Scalar>> h_;      // (length, width): the lower half's result, every sequence's
-  std::vector<Index> steps_before_;  // every chunk's update, of every sequence
+  Index first_gradient_ = 0;         // the position of the first row of cache_gradient_
+  View<Scalar> scores_;              // the gradient of every chunk's scores, rows as targets'
+  std::vector<View<Scalar>> h_;      // (length, width): the lower half's result, every sequence's,
+                                     // chunk by chunk from the last on replaced by its gradient
+  std::vector<Step> steps_;          // of every chunk and sequence
+  std::vector<Index> steps_before_;  // theirs
   std::vector<Token> host_targets_;
   std::vector<Scalar> host_nll_, host_weights_;
   std::span<SequenceLoss> results_;  // of the sequences at work

@@ -23,17 +23,20 @@ struct SequencePlan {
   using CacheScalar = typename B::CacheScalar;
 
   Index length, sequences;  // at most so many
-  Index chunk, chunks, learned, slots, segment;
+  Index width, chunk, chunks, learned, slots;
+  std::vector<Index> segments;             // the first chunk of each, and `chunks`
+  bool keeps_scores;                       // what the loss gives, for segments that run twice
   CacheShape<Scalar, CacheScalar> caches;  // of the upper half's attentions, for a sequence
-  Index record;                            // scratch that a chunk of a segment keeps, for all
-  Index scratch;                           // of a pass that keeps nothing, and of tangents, for all
-  Index lower;                             // for a sequence
+  Index reach;                             // earlier positions that a chunk may see, whole chunks
+  Index gradient_rows;                     // positions whose keys have gradients at a time
   ops::InPlaceRule rule;
+  Index workspace;  // scalars of what does not last as long as a pass, for all
 
   SequencePlan(const Model& model, const B& backend, const LearnerType& learner,
                const MetaOptions& options, Index length_)
       : length(length_),
         sequences(options.stacked),
+        width(model.config().width),
         learned(learned_count(model, learner, "training")),
         slots(static_cast<Index>(LearnerType::slots)) {
     if (sequences < 1 || sequences > most_sequences) {
@@ -59,76 +62,129 @@ struct SequencePlan {
     }
     caches = {std::max<Index>(0, config.suffix_blocks - 1), config.key_heads, length,
               config.head_dim};
+    reach = (std::min(model.window(), length) + chunk - 2) / chunk * chunk;
+    // Room for as many rows again, so that they are moved once a window, and in one copy.
+    gradient_rows = std::min(length, std::max(2 * reach, reach + chunk));
     rule = in_place_rule(learner);
-    lower = LowerPass<Model, B>::size(model, backend, length, options.recompute, rule);
-    measure(model, backend, learner);
-    segment = options.keep.segment(chunks, state(), record + 2 * sequences * learned);
+    keeps_scores = learned > 0 && chunks > 1 && options.keep.chunks < chunks;
+    const Chunks each = measure(model, backend, learner);
+    const Index kept = (learned > 0 ? each.learned_from : each.other).kept;
+    segments = options.keep.segments(chunks, state(), kept + sequences * learned + state());
+    const auto lower = LowerPass<Model, B>::size(model, backend, length, options.recompute, rule);
+    workspace = std::max((sequences - 1) * lower.kept + lower.most,
+                         sequences * lower.kept + upper_size(each));
   }
 
   Index state() const { return sequences * learned * (1 + slots); }
-  Index segments() const { return (chunks + segment - 1) / segment; }
+
+  /// Scalars of the gradients of a sequence's keys and values.
+  Index cache_gradients() const {
+    return 2 * caches.blocks * gradient_rows * caches.heads * caches.head_dim;
+  }
 
   /// Scalars of all that a pass takes.
   Index size() const {
-    const Index states = segments() + segment + 2, gradients = (segment + 1) * learned;
-    const Index each = lower + scalars_of<Scalar, CacheScalar>(caches.size()) + caches.size() +
-                       scalars_of<Scalar, Token>(2 * length + 1) + 2 * length + gradients +
+    const Index each = scalars_of<Scalar, CacheScalar>(caches.size()) + cache_gradients() +
+                       scalars_of<Scalar, Token>(2 * length + 1) + 2 * length +
                        (narrows<B> ? scalars_of<Scalar, bfloat16>(2 * learned) : 0);
-    return sequences * each + states * state() + segment * record + scratch;
+    return sequences * each + workspace;
   }
 
-  /// Keys, values and their gradients of a block, of the first of so many sequences.
+  /// Keys and values of a block, of the first of so many sequences, and their gradients, the rows
+  /// of positions from `first` on, which may be before the document's.
   ops::KeyValues<Scalar, CacheScalar> key_values(const Model& model, CacheScalar* data,
-                                                 Scalar* gradients, Index block,
+                                                 Scalar* gradients, Index first, Index block,
                                                  Index count) const {
     const Index i = block - model.config().prefix_blocks - 1;
     auto memory = caches.at(data, i);
-    const Index width = caches.heads * caches.head_dim, size = caches.slots * width;
-    Scalar* const first = gradients + 2 * i * size;
-    memory.dkeys = {first, caches.slots, width};
-    memory.dvalues = {first + size, caches.slots, width};
+    const Index channels = caches.heads * caches.head_dim, before = std::max<Index>(0, -first);
+    const View<Scalar> both(gradients + 2 * i * gradient_rows * channels, 2 * gradient_rows,
+                            channels);
+    memory.dkeys = both.rows_at(before, gradient_rows - before);
+    memory.dvalues = both.rows_at(gradient_rows + before, gradient_rows - before);
+    memory.first = first + before;
     memory.sequences = count;
     memory.apart = caches.size();
+    memory.gradients_apart = cache_gradients();
     return memory;
   }
 
  private:
   static constexpr Index most_sequences = 4096;
 
-  void measure(const Model& model, const B& backend, const LearnerType& learner) {
+  /// Scalars of the workspace that the upper half takes of a chunk.
+  struct ChunkSize {
+    Index kept;      // until it has been run backwards
+    Index forward;   // while it runs forwards, to be run backwards
+    Index tangents;  // while it runs backwards, beside what is kept
+  };
+  struct Chunks {
+    ChunkSize learned_from, other;
+    Index unrecorded;  // while one that is learned from runs forwards and nothing is kept
+  };
+
+  /// The most of the workspace that the inner loop takes: what SequencePass does, in numbers.
+  Index upper_size(const Chunks& sizes) const {
+    const auto room = [](Index size) { return Workspace<B>::room(size); };
+    const Index state = room(this->state()), gradient = room(sequences * learned);
+    const Index scores = keeps_scores ? room(sequences * length * width) : 0;
+    Index held = scores + state + gradient, most = 0;  // the outer gradients
+    for (std::size_t i = 0; i + 1 < segments.size(); ++i) {
+      held += state;
+      if (i + 2 < segments.size())
+        most = std::max(most, held + state + gradient + sizes.unrecorded);
+      Index used = held;
+      for (Index at = segments[i]; at < segments[i + 1]; ++at) {
+        const bool steps = learned > 0 && at + 1 < chunks;
+        const ChunkSize& size = steps ? sizes.learned_from : sizes.other;
+        if (steps) used += gradient;
+        most = std::max(most, used + size.forward);
+        used += size.kept;
+        if (steps && at + 1 < segments[i + 1]) used += state;
+        most = std::max(most, used + size.tangents);
+      }
+    }
+    return most;
+  }
+
+  Chunks measure(const Model& model, const B& backend, const LearnerType& learner) const {
     const DryRun<B> dry(backend);
     auto scalars = dry.template allocate<Scalar>(0);
     auto cache = dry.template allocate<CacheScalar>(0);
     const auto tree = model.template shaped_tree<Weight<Scalar>>();
     const auto none = model.template tree<View<Scalar>>();
-    auto moving = model.template tree<DualWeight<Scalar>>();
+    auto still = model.template tree<DualWeight<Scalar>>(), moving = still;
     Model::each(
-        [&](const ParameterName& name, const Weight<Scalar>& from, DualWeight<Scalar>& to) {
-          to = StackedWeight<Scalar>(from);
+        [&](const ParameterName& name, const Weight<Scalar>& from, DualWeight<Scalar>& rests,
+            DualWeight<Scalar>& to) {
+          to = rests = StackedWeight<Scalar>(from);
           if (learned == 0 || !learner.learns(name) || !Order::exact) return;
           to.tangent = Weight<Scalar>(View<const Scalar>(scalars.data(), from.rows, from.cols));
         },
-        tree, moving);
-    const View<Scalar> whole(scalars.data(), length, model.config().width);
+        tree, still, moving);
+    const View<Scalar> whole(scalars.data(), length, width);
     const std::vector<View<Scalar>> h(static_cast<std::size_t>(sequences), whole);
     const auto cached = [&](Index i) {
-      return key_values(model, cache.data(), scalars.data(), i, sequences);
+      return key_values(model, cache.data(), scalars.data(), 0, i, sequences);
     };
     UpperRecord<Model, Scalar> out(model);
-    const auto* gradients = learned > 0 ? &none : nullptr;
-    const auto values = [&](Workspace<DryRun<B>>& to, Recorded recorded) {
-      const UpperInput<Scalar> in{stack_rows(dry, to, h, 0, chunk), 0, nullptr, nullptr, sequences};
-      upper_values(Context<DryRun<B>>{dry, to}, model, tree, in, cached, gradients, recorded,
-                   scalars.data(), out);
+    const auto values = [&](Workspace<DryRun<B>>& to, bool steps, Recorded recorded) {
+      UpperInput<Scalar> in{stack_rows(dry, to, h, 0, chunk), 0, nullptr, nullptr, sequences};
+      if (keeps_scores) in.dy = {scalars.data(), sequences * chunk, width};
+      upper_values(Context<DryRun<B>>{dry, to}, model, tree, in, cached, steps ? &none : nullptr,
+                   recorded, scalars.data(), out);
       return in;
     };
+    const auto chunk_size = [&](const auto& p, bool steps) {
+      Workspace<DryRun<B>> forward(dry, most_elements), tangents(dry, most_elements);
+      const auto in =
+          values(forward, steps, Order::exact && steps ? Recorded::All : Recorded::Forward);
+      upper_tangents(dry, tangents, model, p, in, cached, 1, none, out);
+      return ChunkSize{forward.used(), forward.peak(), tangents.peak()};
+    };
     Workspace<DryRun<B>> unrecorded(dry, most_elements);
-    Workspace<DryRun<B>> recorded(dry, most_elements), tangents(dry, most_elements);
-    values(unrecorded, Recorded::Nothing);
-    const auto in = values(recorded, Order::exact ? Recorded::All : Recorded::Forward);
-    record = recorded.peak();
-    upper_tangents(dry, tangents, model, moving, in, cached, 1, none, out);
-    scratch = std::max(unrecorded.peak(), tangents.peak());
+    values(unrecorded, learned > 0, Recorded::Nothing);
+    return {chunk_size(moving, learned > 0), chunk_size(still, false), unrecorded.peak()};
   }
 };
 

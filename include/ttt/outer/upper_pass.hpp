@@ -21,6 +21,8 @@ struct UpperInput {
   const Token* targets = nullptr;
   const Scalar* loss_weights = nullptr;  // of every target in its sequence's chunk's loss
   Index sequences = 1;
+  View<Scalar> dy = {};  // where the gradient of the scores stays for another pass, if anywhere
+  bool scored = false;   // this is that pass
 };
 
 /// Some rows of every sequence, one sequence's under the other's.
@@ -65,8 +67,9 @@ struct UpperRecord {
 /// How much of the first pass is recorded.
 enum class Recorded : std::uint8_t { Nothing, Forward, All };
 
-/// Scores the chunk; with `gradients`, also the gradient of its loss with respect to what those
-/// have places for. The second pass needs as much recorded as it has tangents for.
+/// Scores the chunk, unless that is done; with `gradients`, also the gradient of its loss with
+/// respect to what those have places for. The second pass needs as much recorded as it has tangents
+/// for.
 template <class Model, class B, class Tree, class Gradients, class Caches>
 void upper_values(Context<B> c, const Model& model, const Tree& p,
                   const UpperInput<typename B::Scalar>& in, const Caches& caches,
@@ -81,8 +84,11 @@ void upper_values(Context<B> c, const Model& model, const Tree& p,
   const auto y = model.upper_forward(c, p, h, true, out.saved, out.at, caches);
   out.forward = out.tape.size();
   if (recorded != Recorded::All) c.tape = nullptr;
-  const auto dy = ops::cross_entropy(c, y, model.head(p), in.targets, in.loss_weights, nll,
-                                     gradients != nullptr);
+  const bool stays = gradients != nullptr && !in.dy.empty();
+  const auto dy = stays ? c.record(in.dy) : c.adjoint(y, gradients != nullptr);
+  if (!in.scored) {
+    ops::cross_entropy(c, y, model.head(p), in.targets, in.loss_weights, nll, dy);
+  }
   if (gradients == nullptr) return;
   model.upper_backward(c, p, out.saved, dy, *gradients, false, out.at, caches);
 }
