@@ -66,28 +66,23 @@ class InnerStates {
         },
         base_, tree_, moving_);
     outer_ = take(size_);
-    direction_ = take(all_);
     begins_.clear();
     begin_segment();
-    each_learned([&](Index at, const Weight<Scalar>& leaf) {
-      for (Index s = 0; s < sequences_; ++s) {
-        backend_.widen(leaf, View<Scalar>(state(0) + s * learned_ + at, leaf.rows, leaf.cols));
-      }
-    });
-    backend_.fill(Scalar(0), state(0) + all_, size_ - all_);
-    work_at(0);
+    start();
   }
 
   /// Keeps the state at place 0, which is at work, as the beginning of its segment. What steps make
-  /// of it from now on, at place 0 too, is the beginning of the next.
+  /// of it from now on, at place 0 too, is the beginning of the next. The first segment's need not
+  /// be kept: it can be made again.
   void put_aside() {
     const Scalar* const from = begins_.back().state;
     begin_segment();
     backend_.copy(from, state(0), size_);
   }
-  /// Gives back the segment that began last and all that was taken since; the one before is at
-  /// work.
+  /// Gives back the segment that began last and all that was taken since. The one before is at work
+  /// then; the first one, when no other is kept.
   void take_back() {
+    if (begins_.size() == 1) return start();
     begins_.pop_back();
     clear_segment();
     work_at(0);
@@ -160,6 +155,9 @@ class InnerStates {
   /// backwards.
   const Gradients& outer_gradients() const { return outer_tree_; }
 
+  /// Makes room for the gradient of an inner gradient, the direction of step_backward.
+  void add_direction() { direction_ = take(all_); }
+
   /// The gradient of sequence s's state behind the update of the chunk at `place` becomes that of
   /// the state before it, and its direction that of the inner gradient: zero if no step was taken.
   void step_backward(const B& backend, const LearnerType& learner, Index s, Index place,
@@ -175,7 +173,8 @@ class InnerStates {
     learner.backward(backend, step, g);
   }
 
-  /// The tree of a place, with the directions as the tangents of what learns if anything moves.
+  /// The tree of a place, with the directions as the tangents of what learns if anything moves:
+  /// they themselves, or where the backend narrows their copies.
   const MovingTree& moving_tree(Index place, bool moves) {
     bfloat16* const directions = narrow_.data() + (narrows<B> ? all_ : 0);
     work_at(place);
@@ -210,6 +209,17 @@ class InnerStates {
   };
 
   Scalar* take(Index size) { return workspace_.matrix(1, size).data; }
+  /// The parameters' own values and empty slots.
+  void start() {
+    clear_segment();
+    each_learned([&](Index at, const Weight<Scalar>& leaf) {
+      for (Index s = 0; s < sequences_; ++s) {
+        backend_.widen(leaf, View<Scalar>(state(0) + s * learned_ + at, leaf.rows, leaf.cols));
+      }
+    });
+    backend_.fill(Scalar(0), state(0) + all_, size_ - all_);
+    work_at(0);
+  }
   void begin_segment() {
     Scalar* const state = take(size_);
     begins_.push_back({state, workspace_.used()});

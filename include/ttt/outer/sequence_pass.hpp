@@ -106,7 +106,7 @@ class SequencePass {
     }
     const Index last = segments() - 1;
     for (Index i = 0; i < last; ++i) {
-      states_.put_aside();
+      if (i > 0) states_.put_aside();
       forward_segment(learner, i, false, true);
     }
     forward_segment(learner, last, true, true);
@@ -287,15 +287,19 @@ class SequencePass {
     const auto steps = std::span(steps_).subspan(step_of(chunk, 0), results_.size());
     const bool moves = Order::exact && std::any_of(steps.begin(), steps.end(),
                                                    [](const Step& step) { return step.taken; });
+    const Index end = workspace_.used();
     if constexpr (Order::exact && !has_closed_form<LearnerType>) {
+      if (moves) states_.add_direction();
       for (Index s = 0; moves && s < sequences(); ++s) {
         const Step& step = steps[static_cast<std::size_t>(s)];
         states_.step_backward(backend_, learner, s, place, step, steps_before_[step_of(chunk, s)]);
         if (!step.taken) kept.record.forget_gradient(backend_, s, sequences());
       }
     }
-    const auto dh = upper_tangents(backend_, workspace_, model_, states_.moving_tree(place, moves),
-                                   kept.in, caches(), seed, states_.outer_gradients(), kept.record);
+    const auto& tree = states_.moving_tree(place, moves);
+    if constexpr (narrows<B>) workspace_.release(end);  // nobody reads the directions themselves
+    const auto dh = upper_tangents(backend_, workspace_, model_, tree, kept.in, caches(), seed,
+                                   states_.outer_gradients(), kept.record);
     for (Index s = 0; s < sequences(); ++s) {
       const auto own = dh.part(s, sequences());
       const auto to = h_[static_cast<std::size_t>(s)].rows_at(chunk * plan_.chunk, plan_.chunk);

@@ -128,11 +128,12 @@ struct SequencePlan {
     const auto room = [](Index size) { return Workspace<B>::room(size); };
     const Index state = room(this->state()), gradient = room(sequences * learned);
     const Index scores = keeps_scores ? room(sequences * length * width) : 0;
-    Index held = scores + state + gradient, most = 0;  // the outer gradients
+    Index held = scores + 2 * state, most = 0;  // one of them the outer gradient
     for (std::size_t i = 0; i + 1 < segments.size(); ++i) {
-      held += state;
-      if (i + 2 < segments.size())
-        most = std::max(most, held + state + gradient + sizes.unrecorded);
+      if (i > 1) held += state;
+      if (i + 2 < segments.size()) {
+        most = std::max(most, held + (i > 0 ? state : 0) + gradient + sizes.unrecorded);
+      }
       Index used = held;
       for (Index at = segments[i]; at < segments[i + 1]; ++at) {
         const bool steps = learned > 0 && at + 1 < chunks;
@@ -141,7 +142,9 @@ struct SequencePlan {
         most = std::max(most, used + size.forward);
         used += size.kept;
         if (steps && at + 1 < segments[i + 1]) used += state;
-        most = std::max(most, used + size.tangents);
+        const Index direction = Order::exact && steps ? gradient : 0;
+        most = std::max(most, used + (narrows<B> ? std::max(direction, size.tangents)
+                                                 : direction + size.tangents));
       }
     }
     return most;
