@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The meta-gradient against differences of the library's own loss, and against itself computed in
 // other ways.
+#include <array>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -15,6 +16,18 @@ namespace {
 
 using namespace ttt;
 using namespace ttt::test::meta;
+
+/// Says how much it was asked for.
+struct Counts : Double {
+  static inline Index bytes = 0;
+  using Double::Double;
+
+  template <class T>
+  auto allocate(Index n) const {
+    bytes += n * static_cast<Index>(sizeof(T));
+    return Double::allocate<T>(n);
+  }
+};
 
 }  // namespace
 
@@ -128,6 +141,55 @@ TEST_CASE_TEMPLATE("what is kept and what is computed again does not change a bi
   }
 }
 
+TEST_CASE("a document of many chunks and windows has the same bits whatever is kept") {
+  const InnerLoop<Momentum> learner{.chunk = 4, .clip = 0.3f};
+  using P = Problem<Tiny, Double, InnerLoop<Momentum>>;
+  for (const Index stacked : {1, 2}) {
+    CAPTURE(stacked);
+    const auto want = P(tiny(), learner, 32 * 4, 2, {.stacked = stacked}).gradient();
+    for (const Keep keep : {Keep{1}, Keep{2}, Keep{5}, Keep{31}, Keep::sqrt()}) {
+      CAPTURE(keep.chunks);
+      P less(tiny(), learner, 32 * 4, 2, {.keep = keep, .recompute = true, .stacked = stacked});
+      CHECK(less.gradient() == want);
+      CHECK(less.gradient() == want);  // and nothing of one batch is left in the next
+    }
+  }
+}
+
+TEST_CASE("blocks that are run again some rows at a time give the same to rounding") {
+  const InnerLoop<Sgd> learner{.chunk = 1000, .clip = 0.3f};
+  using P = Problem<Tiny, Double, InnerLoop<Sgd>>;
+  const auto want = P(tiny(), learner, 17000, 1).gradient();
+  const auto got = P(tiny(), learner, 17000, 1, {.keep = Keep{2}, .recompute = true}).gradient();
+  double error = 0, size = 0;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    error += (got[i] - want[i]) * (got[i] - want[i]);
+    size += want[i] * want[i];
+  }
+  CHECK(std::sqrt(error / size) <= 1e-13);
+}
+
+TEST_CASE("segments: longer where states that nobody needs any more leave room") {
+  using Begins = std::vector<Index>;
+  CHECK(Keep{2}.segments(12, 1, 2) == Begins{0, 2, 5, 8, 10, 12});  // 2, 2, 3, 3, 4 from the end
+  CHECK(Keep{3}.segments(7, 0, 5) == Begins{0, 1, 4, 7});
+  CHECK(Keep{7}.segments(7, 1, 1) == Begins{0, 7});
+  CHECK(Keep::all().segments(7, 1, 1) == Begins{0, 7});
+  CHECK(Keep::sqrt().segments(1, 3, 4) == Begins{0, 1});
+  // However many chunks the last one has, states and its chunks are no fewer bytes.
+  const auto bytes = [](const Begins& begins, Index state, Index chunk) {
+    const auto count = static_cast<Index>(begins.size()) - 1;
+    return count * state + (begins.back() - begins[begins.size() - 2]) * chunk;
+  };
+  for (const auto& [n, state, chunk] :
+       {std::array<Index, 3>{128, 138, 732}, {1000, 1, 30}, {64, 10, 11}, {5, 1, 100}}) {
+    const Index least = bytes(Keep::sqrt().segments(n, state, chunk), state, chunk);
+    for (Index k = 1; k <= n; ++k) {
+      CHECK(least <= bytes(Keep{k}.segments(n, state, chunk), state, chunk));
+    }
+  }
+}
+
 TEST_CASE("threads and sequences at a time do not change a bit") {
   using B = eigen::Backend<float>;
   const InnerLoop<Sgd> learner{.chunk = 4, .clip = 0.3f};
@@ -213,6 +275,27 @@ TEST_CASE("wrong sizes and tokens are refused before anything happens") {
   CHECK_THROWS_AS(problem.gradient(), NonFiniteError);
   problem.parameters = parameters;
   CHECK(problem.gradient() == want);
+}
+
+TEST_CASE("the memory of a gradient is what was said beforehand") {
+  const InnerLoop<Momentum> learner{.chunk = 4, .clip = 0.3f};
+  for (const Index stacked : {1, 2}) {
+    for (const Keep keep : {Keep::all(), Keep{1}, Keep{3}, Keep::sqrt()}) {
+      for (const bool recompute : {false, true}) {
+        CAPTURE(stacked);
+        CAPTURE(keep.chunks);
+        CAPTURE(recompute);
+        const MetaOptions options{.keep = keep, .recompute = recompute, .stacked = stacked};
+        using Meta = MetaGradient<Tiny, Counts, InnerLoop<Momentum>>;
+        Counts::bytes = 0;
+        const Index planned = Meta::required_bytes(Tiny(tiny()), Counts(1), learner, 80, options);
+        CHECK(Counts::bytes == 0);
+        const Meta meta(Tiny(tiny()), Counts(1), learner, 80, options);
+        CHECK(Counts::bytes <= planned);
+        CHECK(planned <= Counts::bytes + 4 * 8);  // tokens round up
+      }
+    }
+  }
 }
 
 TEST_CASE("the memory of a gradient is known beforehand, and sqrt takes less") {

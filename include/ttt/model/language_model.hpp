@@ -243,18 +243,33 @@ class LanguageModel {
   }
 
   /// Block i of the lower half, (tokens, width) to the same; over h unless `keep`. Keys and values
-  /// go into the cache at the positions. With `keep`, `saved` is good for lower_backward. `pass` is
+  /// go into the cache at the positions. With `keep`, `saved` is good for the way back. `pass` is
   /// for an InPlaceMLP.
   template <class C, class Tensor, class Leaf, class Scalar, class CacheScalar>
   Tensor lower_forward(C& c, const Parameters<Leaf>& p, Index i, Tensor h, bool keep,
                        LowerSaved<Tensor>& saved, const Positions<Scalar>& at,
                        const ops::KeyValues<Scalar, CacheScalar>& cache,
                        const InPlacePass<Scalar>& pass = {}) const {
+    h = lower_attend(c, p, i, h, keep, saved, at, cache);
+    return lower_feed(c, p, i, h, keep, saved, pass);
+  }
+  /// Its attention alone ...
+  template <class C, class Tensor, class Leaf, class Scalar, class CacheScalar>
+  Tensor lower_attend(C& c, const Parameters<Leaf>& p, Index i, Tensor h, bool keep,
+                      LowerSaved<Tensor>& saved, const Positions<Scalar>& at,
+                      const ops::KeyValues<Scalar, CacheScalar>& cache) const {
     if (i == config_.prefix_blocks) {
       return attend(c, suffix_.front(), p.suffix.front(), h, keep, saved.first, at, cache);
     }
     const auto n = static_cast<std::size_t>(i);
-    h = attend(c, prefix_[n], p.prefix[n], h, keep, saved.prefix[n], at, cache);
+    return attend(c, prefix_[n], p.prefix[n], h, keep, saved.prefix[n], at, cache);
+  }
+  /// ... and what comes behind it, if anything, which goes row by row unless an InPlaceMLP learns.
+  template <class C, class Tensor, class Leaf, class Scalar>
+  Tensor lower_feed(C& c, const Parameters<Leaf>& p, Index i, Tensor h, bool keep,
+                    LowerSaved<Tensor>& saved, const InPlacePass<Scalar>& pass) const {
+    if (i == config_.prefix_blocks) return h;
+    const auto n = static_cast<std::size_t>(i);
     if constexpr (has_in_place) {
       return feed(c, prefix_[n], p.prefix[n], h, keep, saved.prefix[n], pass);
     } else {
@@ -262,31 +277,39 @@ class LanguageModel {
     }
   }
 
-  /// From the gradient of block i's result to that of its input.
-  template <class C, class Tensor, class Leaf, class Gradient, class Scalar, class CacheScalar>
-  Tensor lower_backward(C& c, const Parameters<Leaf>& p, Index i, const LowerSaved<Tensor>& saved,
-                        Tensor dh, const Parameters<Gradient>& d, const Positions<Scalar>& at,
-                        const ops::KeyValues<Scalar, CacheScalar>& cache,
-                        const InPlacePass<Scalar>& pass = {}) const {
-    if (i == config_.prefix_blocks) {
-      return suffix_.front().attention().backward(c, p.suffix.front().attention,
-                                                  saved.first.attention, dh,
-                                                  d.suffix.front().attention, true, at, cache);
-    }
+  /// From the gradient of lower_feed's result to that of what it was given, over it ...
+  template <class C, class Tensor, class Leaf, class Gradient, class Scalar>
+  Tensor lower_feed_backward(C& c, const Parameters<Leaf>& p, Index i,
+                             const LowerSaved<Tensor>& saved, Tensor dh,
+                             const Parameters<Gradient>& d, const InPlacePass<Scalar>& pass) const {
+    if (i == config_.prefix_blocks) return dh;
     const auto n = static_cast<std::size_t>(i);
-    const PrefixBlock& block = prefix_[n];
     const auto back = [&](const auto&... more) {
-      return block.feed_forward().backward(c, p.prefix[n].feed_forward,
-                                           saved.prefix[n].feed_forward, dh,
-                                           d.prefix[n].feed_forward, true, more...);
+      return prefix_[n].feed_forward().backward(c, p.prefix[n].feed_forward,
+                                                saved.prefix[n].feed_forward, dh,
+                                                d.prefix[n].feed_forward, true, more...);
     };
     if constexpr (has_in_place) {
-      dh = back(pass);
+      return back(pass);
     } else {
-      dh = back();
+      return back();
     }
-    return block.attention().backward(c, p.prefix[n].attention, saved.prefix[n].attention, dh,
-                                      d.prefix[n].attention, true, at, cache);
+  }
+  /// ... and from that of lower_attend's.
+  template <class C, class Tensor, class Leaf, class Gradient, class Scalar, class CacheScalar>
+  Tensor lower_attend_backward(C& c, const Parameters<Leaf>& p, Index i,
+                               const LowerSaved<Tensor>& saved, Tensor dh,
+                               const Parameters<Gradient>& d, const Positions<Scalar>& at,
+                               const ops::KeyValues<Scalar, CacheScalar>& cache) const {
+    const auto back = [&](const auto& block, const auto& own, const auto& of, const auto& to) {
+      return block.attention().backward(c, own.attention, of.attention, dh, to.attention, true, at,
+                                        cache);
+    };
+    if (i == config_.prefix_blocks) {
+      return back(suffix_.front(), p.suffix.front(), saved.first, d.suffix.front());
+    }
+    const auto n = static_cast<std::size_t>(i);
+    return back(prefix_[n], p.prefix[n], saved.prefix[n], d.prefix[n]);
   }
 
   /// The upper half: from the lower half's result to normed hidden states, (tokens, width), ready

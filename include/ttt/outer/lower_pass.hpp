@@ -3,6 +3,7 @@
 /// The part of a model that does not learn at test time, over a whole sequence: ordinary training.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include <ttt/model/language_model.hpp>
@@ -13,7 +14,8 @@ namespace detail {
 
 /// Runs the lower half of a model forwards over a sequence of fixed length, and backwards. Memory
 /// is linear in the length and comes from a workspace: what the way back needs stays there, the
-/// rest is given back. With `recompute` a block keeps nothing but its input and is run again.
+/// rest is given back. With `recompute` a block keeps nothing but its input and is run again, what
+/// is behind its attention some rows at a time.
 template <class Model, class B>
 class LowerPass {
   using Scalar = typename B::Scalar;
@@ -60,6 +62,8 @@ class LowerPass {
   }
 
  private:
+  static constexpr Index piece_rows = 8192;  // enough for any machine to be busy
+
   template <class B2>
   struct Sweep {
     const Model& model;
@@ -103,7 +107,14 @@ class LowerPass {
       cache = c.workspace.template vector<CacheScalar>(caches.size());
       for (Index i = 0; i < model.lower_blocks(); ++i) {
         if (recompute && i > 0) c.backend.copy(h.data, input(i).data, h.rows * h.cols);
-        h = model.lower_forward(c, p, i, h, !recompute, saved, at, memory(i), pass);
+        h = model.lower_attend(c, p, i, h, !recompute, saved, at, memory(i));
+        if (recompute) {
+          for_pieces([&](const auto& piece) {
+            model.lower_feed(c, p, i, piece(h), false, saved, pass);  // over h
+          });
+        } else {
+          h = model.lower_feed(c, p, i, h, true, saved, pass);
+        }
       }
       if (recompute) c.workspace.release(mark);
       return h;
@@ -120,14 +131,32 @@ class LowerPass {
         const Index mark = c.workspace.used();
         if (recompute) {
           const Tensor x = i > 0 ? input(i) : ops::embedding(c, p.embedding, tokens, rows);
-          model.lower_forward(c, p, i, x, true, saved, at, memory(i), pass);
+          const Tensor between = model.lower_attend(c, p, i, x, true, saved, at, memory(i));
+          for_pieces([&](const auto& piece) {
+            model.lower_feed(c, p, i, piece(between), true, saved, pass);
+            model.lower_feed_backward(c, p, i, saved, piece(dx), d, pass);  // over dx
+          });
+        } else {
+          dx = model.lower_feed_backward(c, p, i, saved, dx, d, pass);  // over h
         }
-        dx = model.lower_backward(c, p, i, saved, dx, d, at, memory(i), pass);  // over h
+        dx = model.lower_attend_backward(c, p, i, saved, dx, d, at, memory(i));
         c.workspace.release(mark);
       }
       if (d.embedding.empty()) return;
       c.backend.embed_backward(tokens, dx, d.embedding);
       if (!dembeddings.empty()) c.backend.embed_backward(tokens, dembeddings, d.embedding);
+    }
+
+    /// Calls f with what takes a matrix to some of its rows, for all rows in turn, and gives back
+    /// what f took: in what goes row by row, activations of all rows need not exist at a time.
+    template <class F>
+    void for_pieces(const F& f) {
+      const Index each = pass.rule.learns(rows) ? rows : piece_rows;
+      for (Index first = 0; first < rows; first += each) {
+        const Index mark = c.workspace.used();
+        f([&](const Tensor& all) { return all.rows_at(first, std::min(each, rows - first)); });
+        c.workspace.release(mark);
+      }
     }
 
     Tensor input(Index i) const { return inputs[static_cast<std::size_t>(i - 1)]; }
