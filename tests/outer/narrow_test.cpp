@@ -3,6 +3,7 @@
 // what comes of a backend that rounds them in every product.
 #include <string>
 #include <support/meta_gradient.hpp>
+#include <type_traits>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -30,9 +31,18 @@ struct Rounds : Float {
   }
 };
 
-/// Is asked to round what learns, and says how much of it after a step, and how much by one.
+/// Is asked to round what learns, and says how much of it after a step, and how much by one; and
+/// how many bytes it was asked for, and how many of them for copies.
 struct Narrows : Rounds {
-  static inline Index rounded = 0, rounded_by_steps = 0;
+  static inline Index rounded = 0, rounded_by_steps = 0, bytes = 0, copies = 0;
+
+  template <class T>
+  auto allocate(Index n) const {
+    const Index size = n * static_cast<Index>(sizeof(T));
+    bytes += size;
+    if (std::is_same_v<T, bfloat16>) copies += size;
+    return Float::allocate<T>(n);
+  }
 
   using Float::axpby;
   void axpby(double a, const float* x, double b, float* y, Index size, bfloat16* copy) const {
@@ -115,11 +125,12 @@ TEST_CASE("narrow: both copies are counted beforehand") {
   const Tiny model(tiny());
   for (const Index stacked : {1, 3}) {
     const MetaOptions options{.stacked = stacked};
-    const Index plain =
-        MetaGradient<Tiny, Float>::required_bytes(model, Float(), learner, 16, options);
-    const Index narrow =
-        MetaGradient<Tiny, Narrows>::required_bytes(model, Narrows(), learner, 16, options);
-    CHECK(narrow - plain == 2 * 2 * stacked * learned);
+    using Meta = MetaGradient<Tiny, Narrows>;
+    const Index planned = Meta::required_bytes(model, Narrows(), learner, 16, options);
+    Narrows::bytes = Narrows::copies = 0;
+    const Meta meta(model, Narrows(), learner, 16, options);
+    CHECK(Narrows::copies == 2 * 2 * stacked * learned);
+    CHECK(Narrows::bytes == planned);
   }
 }
 
