@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 // The peak memory of one meta-gradient: each in a process of its own, whose high-water mark the
 // system keeps. "planned_MB" is what MetaGradient::required_bytes says; the difference is the
-// program, the model and its gradient.
+// program, the model and its gradient. And the plans of large models on a GPU, which need none.
+#include <algorithm>
 #include <cstdio>
+#include <string>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -61,5 +63,55 @@ void lengths(benchmark::internal::Benchmark* b) {
 }
 BENCHMARK_CAPTURE(memory, all, Keep::all(), false)->Name("memory/keep_all")->Apply(lengths);
 BENCHMARK_CAPTURE(memory, sqrt, Keep::sqrt(), true)->Name("memory/sqrt")->Apply(lengths);
+
+/// What cuda::Products::Bfloat16 asks for, to plan with.
+struct Gpu : Cpu {
+  using CacheScalar = bfloat16;
+  using Cpu::axpby;
+  void narrow(const float*, bfloat16*, Index) const {}
+  void axpby(double, const float*, double, float*, Index, bfloat16*) const {}
+  static Index cross_entropy_scratch(Index rows, Index vocabulary) {
+    return std::min<Index>(rows, (1 << 27) / vocabulary) * vocabulary * 3 / 2;
+  }
+  static Index cross_entropy_tangent_scratch(Index rows, Index vocabulary) {
+    return 2 * cross_entropy_scratch(rows, vocabulary);
+  }
+};
+
+/// One sequence of chunks of 1,024: what is planned, and all with weights in bfloat16 and float
+/// gradients.
+template <class Model>
+void plan(benchmark::State& state, const Preset<Model>& large, Index length,
+          const MetaOptions& options) {
+  const Gpu gpu;
+  const Model model(large.config);
+  Index bytes = 0;
+  for (auto _ : state) {
+    bytes = MetaGradient<Model, Gpu, InnerLoop<Sgd>>::required_bytes(model, gpu, {.chunk = 1024},
+                                                                     length, options);
+  }
+  state.counters["planned_GB"] = static_cast<double>(bytes) / 1e9;
+  state.counters["all_GB"] = static_cast<double>(bytes + 6 * parameter_count(model)) / 1e9;
+}
+
+const bool registered = [] {
+  const auto add = [](const std::string& name, const auto& large) {
+    for (const Index length : {8192, 32768, 131072}) {
+      const auto one = [&](const std::string& how, MetaOptions options) {
+        const std::string full = "plan/" + name + "/tokens:" + std::to_string(length) + "/" + how;
+        benchmark::RegisterBenchmark(full.c_str(), [=](benchmark::State& state) {
+          plan(state, large, length, options);
+        })->Iterations(1);
+      };
+      one("keep_all", {});
+      one("keep_all_recompute", {.recompute = true});
+      one("keep_2_recompute", {.keep = {2}, .recompute = true});
+      one("sqrt_recompute", {.keep = Keep::sqrt(), .recompute = true});
+    }
+  };
+  add("125m", presets::e2e_125m);
+  add("3b", presets::e2e_3b);
+  return true;
+}();
 
 }  // namespace
