@@ -100,7 +100,8 @@ class ChunkLoss {
     View<double> h = ops::embedding(c, tree().embedding, tokens.data(), rows);
     const auto at = model().positions(c, position, rows);
     for (Index i = 0; i < model().lower_blocks(); ++i) {
-      h = model().lower_forward(c, tree(), i, h, false, lower_, at, caches_.at(cache, i));
+      h = model().lower_attend(c, tree(), i, h, false, lower_, at, caches_.at(cache, i));
+      h = model().lower_feed(c, tree(), i, h, false, lower_, InPlacePass<double>{});
     }
     model().upper_forward(c, tree(), h, keep, saved_, at,
                           [&](Index i) { return caches_.at(cache, i); });

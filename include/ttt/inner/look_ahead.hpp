@@ -33,7 +33,8 @@ void lower_half(Context<B>& c, const Model& model, const Tree& tree, const Token
   }
   for (Index i = 0; i < model.lower_blocks(); ++i) {
     if (updates != nullptr) pass.update = model.in_place_update(*updates, i);
-    model.lower_forward(c, tree, i, h, false, saved, at, caches.at(cache, i), pass);
+    model.lower_attend(c, tree, i, h, false, saved, at, caches.at(cache, i));
+    model.lower_feed(c, tree, i, h, false, saved, pass);
   }
   c.workspace.release(mark);
 }

@@ -242,18 +242,8 @@ class LanguageModel {
     return {};
   }
 
-  /// Block i of the lower half, (tokens, width) to the same; over h unless `keep`. Keys and values
-  /// go into the cache at the positions. With `keep`, `saved` is good for the way back. `pass` is
-  /// for an InPlaceMLP.
-  template <class C, class Tensor, class Leaf, class Scalar, class CacheScalar>
-  Tensor lower_forward(C& c, const Parameters<Leaf>& p, Index i, Tensor h, bool keep,
-                       LowerSaved<Tensor>& saved, const Positions<Scalar>& at,
-                       const ops::KeyValues<Scalar, CacheScalar>& cache,
-                       const InPlacePass<Scalar>& pass = {}) const {
-    h = lower_attend(c, p, i, h, keep, saved, at, cache);
-    return lower_feed(c, p, i, h, keep, saved, pass);
-  }
-  /// Its attention alone ...
+  /// Block i of the lower half, (tokens, width) to the same; over h unless `keep`: its attention,
+  /// whose keys and values go into the cache at the positions ...
   template <class C, class Tensor, class Leaf, class Scalar, class CacheScalar>
   Tensor lower_attend(C& c, const Parameters<Leaf>& p, Index i, Tensor h, bool keep,
                       LowerSaved<Tensor>& saved, const Positions<Scalar>& at,
@@ -264,7 +254,8 @@ class LanguageModel {
     const auto n = static_cast<std::size_t>(i);
     return attend(c, prefix_[n], p.prefix[n], h, keep, saved.prefix[n], at, cache);
   }
-  /// ... and what comes behind it, if anything, which goes row by row unless an InPlaceMLP learns.
+  /// ... and what is behind it, if anything, which goes row by row unless an InPlaceMLP learns;
+  /// `pass` is for such. With `keep`, `saved` is good for the way back.
   template <class C, class Tensor, class Leaf, class Scalar>
   Tensor lower_feed(C& c, const Parameters<Leaf>& p, Index i, Tensor h, bool keep,
                     LowerSaved<Tensor>& saved, const InPlacePass<Scalar>& pass) const {
