@@ -43,7 +43,7 @@ template <int D, int groups>
 struct ForwardShape {
   static_assert(groups == 2 || groups == 4);
   static constexpr bool many = groups == 4;
-  static constexpr int columns = many ? 64 : 128;  // keys of a tile
+  static constexpr int columns = !many ? 128 : D == 64 ? 64 : 48;  // keys of a tile
   static constexpr int stages = many ? 6 : D <= 96 ? 4 : 3;
   static constexpr int rows = 64 * groups;
   static constexpr int threads = group_threads * (groups + 1);
@@ -251,7 +251,7 @@ inline bool attention_hopper(cudaStream_t stream, View<const float> q, Cache<con
   };
   const bool many = 100 * rows_in_turn(256) <= 115 * rows_in_turn(128);
   return with_head_dim(shape.head_dim, [&](auto d) {
-    if constexpr (d() == 64) {
+    if constexpr (d() <= 80) {
       if (many) return launch(d, std::integral_constant<int, 4>());
     }
     return launch(d, std::integral_constant<int, 2>());

@@ -105,7 +105,6 @@ class TileCopy {
   __device__ TileCopy() {
     const int thread = static_cast<int>(threadIdx.x) % group_threads, lane = thread % 32;
     if constexpr (D == 80) {  // four blocks of four rows, then the fifth of sixteen
-      static_assert(rows % 64 == 0);
       const int row = thread / 32 * 16;
       from_ = (row + lane % 8 / 2) * D + lane / 8 * 16 + lane % 2 * 8;
       to_ = To::at(row + lane % 8 / 2, lane / 8 * 2 + lane % 2);
@@ -123,8 +122,10 @@ class TileCopy {
     if constexpr (D == 80) {
       const unsigned last_to = tile + static_cast<unsigned>(last_to_);
       const bfloat16* const last_from = first + last_from_;
+      const int warp_row = static_cast<int>(threadIdx.x) % group_threads / 32 * 16;
 #pragma unroll
       for (int r = 0; r < rows; r += 64) {
+        if (rows % 64 != 0 && r + warp_row >= rows) break;
 #pragma unroll
         for (int i = 0; i < 16; i += 4) {
           copy_chunk((i % 8 == 0 ? to : to ^ 16) + (r + i) * To::pitch, from + (r + i) * D);

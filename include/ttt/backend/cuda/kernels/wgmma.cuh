@@ -126,11 +126,13 @@ enum class Depth : int { Channels = 0, Rows = 1 };
 #define TTT_4(i) "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3])
 #define TTT_16(i) TTT_4(i), TTT_4(i + 4), TTT_4(i + 8), TTT_4(i + 12)
 #define TTT_NAMES_16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define TTT_NAMES_24 TTT_NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23"
 #define TTT_NAMES_32 TTT_NAMES_16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define TTT_NAMES_40 TTT_NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39"
 #define TTT_NAMES_48 TTT_NAMES_40 ",%40,%41,%42,%43,%44,%45,%46,%47"
 #define TTT_NAMES_64 TTT_NAMES_48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define TTT_SUMS_16 TTT_16(0)
+#define TTT_SUMS_24 TTT_SUMS_16, TTT_4(16), TTT_4(20)
 #define TTT_SUMS_32 TTT_SUMS_16, TTT_16(16)
 #define TTT_SUMS_40 TTT_SUMS_32, TTT_4(32), TTT_4(36)
 #define TTT_SUMS_48 TTT_SUMS_32, TTT_16(32)
@@ -161,6 +163,7 @@ enum class Depth : int { Channels = 0, Rows = 1 };
                    "n"(static_cast<int>(depth)));                                                  \
   }
 TTT_WGMMA(32, 16, 16, 17, 18, 19, 20, 21, 22)
+TTT_WGMMA(48, 24, 24, 25, 26, 27, 28, 29, 30)
 TTT_WGMMA(64, 32, 32, 33, 34, 35, 36, 37, 38)
 TTT_WGMMA(80, 40, 40, 41, 42, 43, 44, 45, 46)
 TTT_WGMMA(96, 48, 48, 49, 50, 51, 52, 53, 54)
@@ -170,11 +173,13 @@ TTT_WGMMA(128, 64, 64, 65, 66, 67, 68, 69, 70)
 #undef TTT_SUMS_48
 #undef TTT_SUMS_40
 #undef TTT_SUMS_32
+#undef TTT_SUMS_24
 #undef TTT_SUMS_16
 #undef TTT_NAMES_64
 #undef TTT_NAMES_48
 #undef TTT_NAMES_40
 #undef TTT_NAMES_32
+#undef TTT_NAMES_24
 #undef TTT_NAMES_16
 #undef TTT_16
 #undef TTT_4
