@@ -3,6 +3,7 @@
 /// What is computed on a block of tokens: scores, the gradient of their loss, or logits.
 #pragma once
 
+#include <algorithm>
 #include <span>
 #include <vector>
 
@@ -82,9 +83,7 @@ class ChunkPass {
   void gradient(const Tree& tree, const Gradients& gradients, CacheScalar* cache,
                 std::span<const Token> tokens, Index position, std::span<const Scalar> loss_weights,
                 std::span<Scalar> nll) {
-    // First, while there is little that a copy has to wait for.
-    backend_.to_device(loss_weights.data(), loss_weights_.data(),
-                       static_cast<Index>(loss_weights.size()));
+    send(loss_weights);
     auto [c, in] = start(tokens, static_cast<Index>(tokens.size()) - 1, position);
     const auto at = upper(c, model_, tree, in, caches_, cache, true, saved_);
     backward(c, model_, tree, saved_, at, loss_weights_.data(), nll_.data(), gradients, caches_,
@@ -182,6 +181,16 @@ class ChunkPass {
     return {workspace.peak(), beside.peak()};
   }
 
+  /// A copy waits for all that the backend was given: what is there already is not copied, and the
+  /// rest comes first in a pass, when that is least.
+  void send(std::span<const Scalar> loss_weights) {
+    if (std::ranges::equal(loss_weights, sent_)) return;
+    sent_.clear();
+    backend_.to_device(loss_weights.data(), loss_weights_.data(),
+                       static_cast<Index>(loss_weights.size()));
+    sent_.assign(loss_weights.begin(), loss_weights.end());
+  }
+
   /// Where a step of one token looks, as far as that may change.
   std::span<const void* const> places(const Tree& tree, const CacheScalar* cache) {
     places_.assign(1, cache);
@@ -258,6 +267,7 @@ class ChunkPass {
   typename B::template Buffer<Token> tokens_;
   typename B::template Buffer<Scalar> nll_;
   typename B::template Buffer<Scalar> loss_weights_;
+  std::vector<Scalar> sent_;                    // what these are
   typename B::template Buffer<Scalar> logits_;  // of the next token, then what sums them up
   typename B::template Buffer<Token> likeliest_;
   Saved saved_;
