@@ -68,6 +68,12 @@ void for_blocks(const Check& check) {
       check(rows, AttentionShape{1, 1, d, 150, 140}, 64, 500);
       check(rows, AttentionShape{2, 1, d, 513, 1200}, 40, 0);
     }
+    if (d > 80) continue;
+    // So many heads that blocks of more rows fill a GPU.
+    for (Index rows : {230, 256}) {
+      check(rows, AttentionShape{70, 2, d, 1000, 0}, 0, 0);
+      check(rows, AttentionShape{70, 70, d, 150, 140}, 64, 0);
+    }
   }
 }
 
