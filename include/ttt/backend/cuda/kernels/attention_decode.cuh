@@ -167,9 +167,8 @@ __global__ void __launch_bounds__(decode_threads, Lanes::blocks)
   const auto channel = [&](int i) { return 8 * (lane % lanes + i * lanes); };
   const Index each = decode_keys(shape, p, gridDim.x), seen = shape.first_key(p);
   const Index begin = seen + static_cast<Index>(blockIdx.x) * each;
-  const bool has_own = turns && begin <= p && begin + each > p;
-  const Index last = turns ? p - 1 : p;  // of those in the cache
-  const Index end = begin + each <= last ? begin + each : last + 1;
+  const bool has_own = begin <= p && begin + each > p;  // the query's own key, which comes last
+  const Index end = begin + each <= p ? begin + each : p;
   const Index start = static_cast<Index>(static_cast<std::uint64_t>(begin) %
                                          static_cast<std::uint64_t>(keys.slots));
   Eight<bfloat16> key[ahead][pieces], value[ahead][pieces];
@@ -253,14 +252,19 @@ __global__ void __launch_bounds__(decode_threads, Lanes::blocks)
       ask(values, value[n], i + step);
     }
   }
-  if (turns && has_own && warp == 0) {
-    const auto from = [&](const float* x) {
-      return [=](int m, float(&to)[8]) {
+  if (has_own && warp == 0) {
+    const auto from = [&](const Cache<const bfloat16>& cache, const float* x) {
+      return [&, x](int m, float(&to)[8]) {
+        const int at = channel(m);
+        if constexpr (turns) {
 #pragma unroll
-        for (int c = 0; c < 8; ++c) to[c] = channel(m) + c < d ? x[channel(m) + c] : 0.0f;
+          for (int c = 0; c < 8; ++c) to[c] = at + c < d ? x[at + c] : 0.0f;
+        } else {
+          load_eight<true>(cache.at(key_head, p) + at, at < d ? 8 : 0).widen(to);
+        }
       };
     };
-    take(lane < lanes, from(turned[0].key), from(turned[0].value), [] {});
+    take(lane < lanes, from(keys, turned[0].key), from(values, turned[0].value), [] {});
   }
 
   float now = part.most;
