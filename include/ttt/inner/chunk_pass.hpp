@@ -3,7 +3,7 @@
 /// What is computed on a block of tokens: scores, the gradient of their loss, or logits.
 #pragma once
 
-#include <algorithm>
+#include <cstring>
 #include <span>
 #include <vector>
 
@@ -184,7 +184,10 @@ class ChunkPass {
   /// A copy waits for all that the backend was given: what is there already is not copied, and the
   /// rest comes first in a pass, when that is least.
   void send(std::span<const Scalar> loss_weights) {
-    if (std::ranges::equal(loss_weights, sent_)) return;
+    if (loss_weights.size() == sent_.size() &&
+        std::memcmp(loss_weights.data(), sent_.data(), loss_weights.size_bytes()) == 0) {
+      return;
+    }
     sent_.clear();
     backend_.to_device(loss_weights.data(), loss_weights_.data(),
                        static_cast<Index>(loss_weights.size()));
