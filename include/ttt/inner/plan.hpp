@@ -19,10 +19,10 @@ struct SessionOptions {
   std::uint64_t seed = 0;  // of generation
 
   /// Chunks, at most, whose lower half, which does not learn, is computed at once where a piece
-  /// completes several; on a GPU a quarter of them at a time, beside the chunk at work. More make
-  /// larger products, which fill a GPU, and take memory for so many chunks more in every window.
-  /// Results agree to rounding; a saved state of a model with a window fits sessions of the same
-  /// value.
+  /// completes several; on a GPU a quarter of them, one at least, at a time, beside the chunk at
+  /// work. More make larger products, which fill a GPU, and take memory for so many chunks more in
+  /// every window. Results agree to rounding; a saved state of a model with a window fits sessions
+  /// of the same value.
   Index read_ahead = 1;
 };
 

@@ -33,9 +33,10 @@ enum class Products : std::uint8_t {
 
 /// Computes on a GPU in float or double.
 ///
-/// All work goes to one stream. A primitive puts its kernels there and returns; to_host, dot and
-/// synchronize wait, and throw what failed until then. A copy shares the stream and its memory.
-/// Kernels add in an order of their own that never changes, so the same GPU gives the same bits.
+/// All work goes to one stream, but for what is read ahead: see Beside. A primitive puts its
+/// kernels there and returns; to_host, dot and synchronize wait, and throw what failed until then.
+/// A copy shares the stream and its memory. Kernels add in an order of their own that never
+/// changes, so the same GPU gives the same bits.
 template <class S = float, Products products = Products::Exact>
 class Backend : detail::Queue<S, products == Products::Bfloat16> {
   static_assert(products == Products::Exact || std::is_same_v<S, float>,

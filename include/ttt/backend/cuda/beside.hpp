@@ -40,7 +40,7 @@ class Event {
 /// Work beside a backend's: put on a stream of its own, by a backend with scratch of its own, so
 /// that nothing but what begin, mark, wait and join say orders the two. The stream may be the
 /// caller's; it is ordered by events, like any other. Where both have blocks to run, the GPU takes
-/// those of the backend's own stream first.
+/// those of the backend's stream first, unless that is a caller's of the lowest priority.
 ///
 /// Memory that both use is the first backend's, which takes it before begin() and gives it back
 /// behind join(), in the order of its stream: so whoever put something beside joins before he lets

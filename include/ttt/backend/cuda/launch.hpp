@@ -101,7 +101,8 @@ struct [[gnu::visibility("hidden")]] Launch {
   static void matvec(Stream, View<const S> x, Weight<S> w, View<S> y, Write, View<S> copy = {});
   /// y = x · w for each of `count` weights. False, and nothing done, where they do not lie alike.
   /// Where x is still to be made, every block makes it for itself, and one writes it down: nothing
-  /// that is read for it may lie where the products go, nor the products where it is written.
+  /// that is read for it may lie where the products go, nor products or weights where it is
+  /// written.
   static bool matvec_each(Stream, View<const S> x, const Weight<S>* w, const View<S>* y,
                           Index count, const SumAndNorm<S>* made_of = nullptr);
   /// gate = x · w1, up = x · w3, out = silu(gate) * up of a few rows; likewise.

@@ -112,12 +112,15 @@ class PendingWork {
                  const AttentionShape& shape, const Place& place, View<float> o, View<float> lse,
                  void* scratch) {
     const std::lock_guard lock(mutex_);
-    const auto reads = [&](const View<float>& to) {
-      return overlap(to, rotation_->q) || overlap(to, rotation_->k) || overlap(to, rotation_->v);
+    const auto touches = [&](const View<float>& to) {
+      const auto& r = *rotation_;
+      return reads(r, to) || overlap(to, r.y) || overlap(to, r.q_inverse) ||
+             overlap(to, r.k_inverse);
     };
     const bool rotates = rotation_ && same(q, rotation_->y) && same(keys, rotation_->keys) &&
                          same(values, rotation_->values) &&
-                         place.position == rotation_->place.position && !reads(o) && !reads(lse);
+                         place.position == rotation_->place.position && !touches(o) &&
+                         !touches(lse);
     if (!rotates) start_all();
     const bool done = Launch<float>::attention_decode(device_->stream(), q, keys, values, shape,
                                                       place, o, lse, scratch, device_->counter(),
@@ -159,7 +162,11 @@ class PendingWork {
   bool wait_to_make(SumAndNorm<float>& all) {
     const auto [x, w, y] = *product_;
     if (!Launch<float>::makes(all) || y.rows * y.cols > most_sums) return false;
-    if (sums_.size() == 0) sums_ = Buffer<float>(device_, most_sums);
+    try {
+      if (sums_.size() == 0) sums_ = Buffer<float>(device_, most_sums);
+    } catch (const Error&) {  // no room, and no need
+      return false;
+    }
     const View<float> copy(sums_.data(), y.rows, y.cols);
     Launch<float>::matvec(device_->stream(), x, w, y, Write::Replace, copy);
     all.sum.x = copy;
@@ -200,12 +207,12 @@ class PendingWork {
   bool is_part_of_x(const View<float>& to) const {
     return overlap(to, sum_->x) && !same(sum_->x, to);
   }
+  static bool reads(const Rotation<float>& r, const View<float>& to) {
+    return overlap(to, r.q) || overlap(to, r.k) || overlap(to, r.v) || overlap(to, r.angles);
+  }
   /// Whether blocks may read all of it while one of them writes what comes of it.
   static bool lies_apart(const Rotation<float>& r) {
-    const auto reads = [&](const View<float>& to) {
-      return overlap(to, r.q) || overlap(to, r.k) || overlap(to, r.v) || overlap(to, r.angles);
-    };
-    return !reads(r.y) && !reads(r.q_inverse) && !reads(r.k_inverse);
+    return !reads(r, r.y) && !reads(r, r.q_inverse) && !reads(r, r.k_inverse);
   }
 
   std::shared_ptr<const Device> device_;

@@ -190,7 +190,8 @@ __global__ void __launch_bounds__(decode_threads, Lanes::blocks)
   };
   Pack<float, 4> scale_of_norm = {};
   if (turns && warp < 2 && 4 * lane < d) {
-    scale_of_norm = load_scales<4>(warp == 0 ? rotation.q_norm : rotation.k_norm, 4 * lane);
+    const Norm<float>& norm = warp == 0 ? rotation.q_norm : rotation.k_norm;
+    if (norm.eps >= 0) scale_of_norm = load_scales<4>(norm, 4 * lane);
   }
   const bool are_there = turns || end <= place.now();  // else this step stores them first
   if (are_there) ask_first();

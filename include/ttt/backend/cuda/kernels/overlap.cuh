@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 /// \file
 /// Kernels that begin while the one before them still runs ("programmatic dependent launch", CUDA
-/// C++ programming guide; compute capability 9.0). One token's step is some eighty kernels of a few
-/// microseconds each, of which two go by before a block has its first weights. A kernel that began
-/// early asks for its weights, which nobody writes, and then waits for what is computed.
+/// C++ programming guide; compute capability 9.0). One token's step is some seventy kernels of a
+/// few microseconds each, of which two go by before a block has its first weights. A kernel that
+/// began early asks for its weights, which nobody writes, and then waits for what is computed.
 #pragma once
 
 #include <utility>
@@ -28,7 +28,8 @@ __device__ inline void let_next_begin() {
 #endif
 }
 /// Everything before this kernel is done and can be seen. For every kernel that may begin early,
-/// before it touches anything but weights: also what it writes may still be read.
+/// before it touches anything but weights and what was there before the step: also what it writes
+/// may still be read.
 __device__ inline void wait_for_previous() {
 #if TTT_CUDA_OVERLAPS
   asm volatile("griddepcontrol.wait;" ::: "memory");

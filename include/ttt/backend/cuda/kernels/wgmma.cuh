@@ -57,8 +57,8 @@ __device__ inline unsigned aligned_address(const void* at) {
   return (shared_address(at) + 1023) / 1024 * 1024;
 }
 
-/// Where things lie in a tile in shared memory, which begins at a multiple of 1024 bytes: blocks of
-/// 64, 32 or 16 channels, of which each is all rows one after the other.
+/// Where things lie in a tile in shared memory, which begins at a multiple of 8 · pitch bytes: blocks
+/// of 64, 32 or 16 channels, of which each is all rows one after the other.
 template <int D, int rows>
 struct Tile {
   static_assert(D % 16 == 0 && rows % 16 == 0);
