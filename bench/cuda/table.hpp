@@ -61,9 +61,11 @@ class MarkdownTable : public benchmark::BenchmarkReporter {
     const double unit = std::pow(10, std::floor(std::log10(value)) - 2);
     const double rounded = std::round(value / unit) * unit;
     if (rounded < 100) return print(rounded < 10 ? "%.2f" : "%.1f", rounded);
-    std::string text = print("%.0f", rounded);
-    for (auto at = static_cast<int>(text.size()) - 3; at > 0; at -= 3) {
-      text.insert(static_cast<std::size_t>(at), ",");
+    const std::string all = print("%.0f", rounded);
+    std::string text;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      if (i > 0 && (all.size() - i) % 3 == 0) text += ',';
+      text += all[i];
     }
     return text;
   }
