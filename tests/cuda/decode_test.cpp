@@ -17,13 +17,6 @@ using namespace ttt::test;
 
 using Fast = cuda::Backend<float, cuda::Products::Bfloat16>;
 
-bool same(const std::vector<Matrix<float>>& a, const std::vector<Matrix<float>>& b) {
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    if (!a[i].same_bits(b[i])) return false;
-  }
-  return true;
-}
-
 /// The end of a sub-layer and the products that the next one begins with. Everything that is left
 /// in memory; `apart` waits after each.
 struct Seam {
@@ -105,7 +98,7 @@ TEST_CASE("products make the sum and the norm that they read, to the bit") {
                             .has_norm = (which & 1) != 0,
                             .in_place = (which & 2) != 0,
                             .is_gated = is_gated};
-            CHECK(same(seam.run(gpu, false), seam.run(gpu, true)));
+            CHECK(same_bits(seam.run(gpu, false), seam.run(gpu, true)));
           }
         }
       }
@@ -212,9 +205,9 @@ TEST_CASE("attention turns and stores what it reads") {
             return std::tuple(results(y, of_q, of_k), results(o, lse), own);
           };
           const auto once = run(false), apart = run(true);
-          CHECK(same(std::get<0>(once), std::get<0>(apart)));
+          CHECK(same_bits(std::get<0>(once), std::get<0>(apart)));
           CHECK(std::get<2>(once) == std::get<2>(apart));
-          CHECK(same(std::get<1>(once), std::get<1>(apart)));
+          CHECK(same_bits(std::get<1>(once), std::get<1>(apart)));
         }
       }
     }

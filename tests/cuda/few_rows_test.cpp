@@ -105,13 +105,6 @@ struct Sum {
   }
 };
 
-bool same(const std::vector<Matrix<float>>& a, const std::vector<Matrix<float>>& b) {
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    if (!a[i].same_bits(b[i])) return false;
-  }
-  return true;
-}
-
 }  // namespace
 
 TEST_CASE("products of one x at once are the products") {
@@ -140,7 +133,7 @@ TEST_CASE("products of one x at once are the products") {
       }
       const bool are_alike = cols[0] == cols[1] && cols[1] == cols[2];
       if (rows <= 8 || !are_alike) CHECK(done == (rows <= 8));
-      if (!done) CHECK(same(y, untouched));
+      if (!done) CHECK(same_bits(y, untouched));
       if (rows > 8) continue;
       for (std::size_t i = 0; i < 3; ++i) {
         auto want = untouched[i].as<double>();
@@ -199,7 +192,7 @@ TEST_CASE("weights that do not lie alike are multiplied one by one") {
       CHECK(!gpu.matmul_each(call(x.view()), w, to));
       CHECK(!gpu.gated(call(x.view()), w[0], w[1], to[0], to[1], call(g.view())));
     }
-    CHECK(same(results(y, z, g), results(untouched, untouched, untouched)));
+    CHECK(same_bits(results(y, z, g), results(untouched, untouched, untouched)));
     // The operations then do what they do elsewhere.
     Workspace<Fast> workspace(gpu, 1000);
     Context<Fast> c{gpu, workspace};
@@ -242,7 +235,7 @@ TEST_CASE("a gate, what it gates and both together are the three") {
                          call(up.view()), call(out.view()));
       }
       CHECK(done == (rows <= 8));
-      if (!done) CHECK(same(results(gate, up, out), results(untouched, untouched, untouched)));
+      if (!done) CHECK(same_bits(results(gate, up, out), results(untouched, untouched, untouched)));
       if (!done) continue;
       auto gate_ = untouched.as<double>(), up_ = gate_, out_ = gate_;
       const auto x_ = x.as<double>();
@@ -277,8 +270,8 @@ TEST_CASE("a sum and the norm of it have the bits that they have apart") {
               CAPTURE(in_place);
               const Sum sum(random, rows, cols, gap, has_norm, in_place);
               const auto got = sum.run(gpu);
-              CHECK(same(got, sum.run(gpu, wait, wait)));
-              CHECK(same(got, sum.run(at_once)));
+              CHECK(same_bits(got, sum.run(gpu, wait, wait)));
+              CHECK(same_bits(got, sum.run(at_once)));
               const auto want = sum.want();
               for (std::size_t i = 0; i < want.size(); ++i) {
                 CAPTURE(i);
@@ -430,8 +423,8 @@ TEST_CASE("a product, its sum and the norm of that have the bits that they have 
             return results(h, x, out, inverse, y, last);
           };
           const auto got = run(gpu, false);
-          CHECK(same(got, run(gpu, true)));
-          CHECK(same(got, run(at_once, false)));
+          CHECK(same_bits(got, run(gpu, true)));
+          CHECK(same_bits(got, run(at_once, false)));
           if (rows > 8) continue;  // rounded
           auto x = got[1].as<double>(), h = sum.h.as<double>(), y = h;
           exact.matmul(in.as<double>().view(), w.as<double>().weight(), x.view(), Write::Replace);

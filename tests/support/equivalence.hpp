@@ -23,6 +23,15 @@ auto results(Results&&... all) {
   return list;
 }
 
+/// Whether two lists of results are the same, guards included.
+template <class S>
+bool same_bits(const std::vector<Matrix<S>>& a, const std::vector<Matrix<S>>& b) {
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (!a[i].same_bits(b[i])) return false;
+  }
+  return true;
+}
+
 /// Checks that `run`, which takes a backend and returns a list of Matrix<Scalar>, gives what the
 /// reference gives in double; the same bits on every machine; and touches nothing outside its
 /// results. `slack` widens the tolerance.

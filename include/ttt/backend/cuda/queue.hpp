@@ -139,12 +139,12 @@ class Queue {
   bool attention_of_few(In q, Cache<const bfloat16> keys, Cache<const bfloat16> values,
                         const AttentionShape& shape, const Place& place, Out o, Out lse) const
       requires(fast) {
+    if (q.rows > TensorCores::few_rows || q.rows * shape.heads > Device::counters) return false;
     tensor_cores_->forget();
-    return q.rows <= TensorCores::few_rows && q.rows * shape.heads <= Device::counters &&
-           device_->with_scratch(
-               Launch<S>::attention_decode_scratch(shape, keys.slots, q.rows), [&](void* scratch) {
-                 return pending_->attention(q, keys, values, shape, place, o, lse, scratch);
-               });
+    return device_->with_scratch(
+        Launch<S>::attention_decode_scratch(shape, keys.slots, q.rows), [&](void* scratch) {
+          return pending_->attention(q, keys, values, shape, place, o, lse, scratch);
+        });
   }
 
   /// y (+)= x · w of each of `parts` equal parts of the rows, by weights that lie `apart` elements
