@@ -55,6 +55,21 @@ void product_gradient(const B& backend, View<const typename B::Scalar> x,
   }
 }
 
+/// dw += xᵀ · dy of two pairs, of which the second x may be absent. A backend may have them in one
+/// primitive, matmul_gradient_sum.
+template <class B>
+void add_gradients(const B& backend, const std::array<View<const typename B::Scalar>, 2>& x,
+                   const std::array<View<const typename B::Scalar>, 2>& dy,
+                   const StackedWeight<typename B::Scalar>& w, View<typename B::Scalar> dw) {
+  if constexpr (requires { backend.matmul_gradient_sum(x, dy, dw, Write::Add); }) {
+    if (w.sequences == 1 && !x[1].empty()) {
+      return backend.matmul_gradient_sum(x, dy, w.gradient_of(0, dw), Write::Add);
+    }
+  }
+  if (!x[1].empty()) product_gradient(backend, x[1], dy[1], w, dw, Write::Add);
+  product_gradient(backend, x[0], dy[0], w, dw, Write::Add);
+}
+
 }  // namespace detail
 
 /// x · w, (tokens, in) · (in, out). 2 · tokens · in · out operations.
@@ -130,8 +145,7 @@ void linear_backward(TangentContext<B>& c, const DualView<typename B::Scalar>& x
                      const DualView<typename B::Scalar>& dy, View<typename B::Scalar> dw,
                      const DualView<typename B::Scalar>& dx, Write write_dx = Write::Replace) {
   if (!dw.empty()) {
-    if (x.moves()) detail::product_gradient(c.backend, x.tangent, dy.value, w, dw, Write::Add);
-    detail::product_gradient(c.backend, x.value, dy.tangent, w, dw, Write::Add);
+    detail::add_gradients(c.backend, {x.value, x.tangent}, {dy.tangent, dy.value}, w, dw);
   }
   detail::product(c.backend, dy.tangent, w.transpose(), dx.tangent, write_dx);
   if (w.moves()) {

@@ -130,6 +130,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
     return Queue::product_each(x, w, y);
   }
   using Queue::matmul_gradient_parts;
+  using Queue::matmul_gradient_sum;
   using Queue::matmul_parts;
   /// gate = x · w1, up = x · w3 and swiglu of them, at once; false likewise.
   bool gated(In x, Weight<S> w1, Weight<S> w3, Out gate, Out up, Out out) const requires(fast) {
@@ -296,12 +297,16 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   void cross_entropy(In h, Weight<S> head, const Token* targets, const S* weights, S* nll, Out dh,
                      S* scratch) const {
     Logits::for_blocks(h.rows, head.cols, [&](Index first, Index rows) {
+      const In x = h.rows_at(first, rows);
+      const Out dx = dh.empty() ? dh : dh.rows_at(first, rows);
+      const S* const of_rows = dh.empty() ? nullptr : weights + first;
+      if constexpr (fast) {
+        if (Queue::head_loss(x, head, targets + first, of_rows, nll + first, dx, scratch)) return;
+      }
       const Logits z(scratch, rows, head.cols);
-      matmul(h.rows_at(first, rows), head, z.value, Write::Replace);
-      z.loss(next(), {}, targets + first, dh.empty() ? nullptr : weights + first, 0, nll + first,
-             !dh.empty());
-      if (dh.empty()) return;
-      product(z.gradient(), head.transpose(), dh.rows_at(first, rows), Write::Replace);
+      matmul(x, head, z.value, Write::Replace);
+      z.loss(next(), {}, targets + first, of_rows, 0, nll + first, !dx.empty());
+      if (!dx.empty()) product(z.gradient(), head.transpose(), dx, Write::Replace);
     });
   }
   Index cross_entropy_tangent_scratch(Index rows, Index vocabulary) const {

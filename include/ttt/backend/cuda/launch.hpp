@@ -4,6 +4,8 @@
 /// any host compiler, defined in kernels/*.cuh for nvcc, instantiated in one unit.
 #pragma once
 
+#include <span>
+
 #include <ttt/backend/concepts.hpp>
 #include <ttt/backend/cuda/stream.hpp>
 #include <ttt/core/view.hpp>
@@ -88,6 +90,28 @@ struct Rotation {
   Place place;
 };
 
+/// What the head's loss needs for a block of rows: powers of the logits in bfloat16, their sums
+/// over each tile of words, and what was taken off the exponents.
+struct HeadScratch {
+  static constexpr Index tile = 256;  // words
+
+  View<bfloat16> powers;
+  View<float> sums;
+  float* base = nullptr;
+
+  HeadScratch(float* memory, Index rows, Index words)
+      : powers(reinterpret_cast<bfloat16*>(memory), rows, words, in_eights(words)),
+        sums(memory + rows * in_eights(words) / 2, rows, tiles(words)),
+        base(sums.data + rows * tiles(words)) {}
+
+  /// Scalars a row.
+  static constexpr Index size(Index words) { return in_eights(words) / 2 + tiles(words) + 1; }
+
+ private:
+  static constexpr Index in_eights(Index count) { return (count + 7) / 8 * 8; }
+  static constexpr Index tiles(Index words) { return (words + tile - 1) / tile; }
+};
+
 /// Kernels on scalars of S. `rounded` is a copy of a result for the products that will read it.
 /// Those with a form on dual numbers take `tangents`: then operands are read with their tangents,
 /// and what is written or added to is the tangent of each result. They are one template,
@@ -97,6 +121,10 @@ struct [[gnu::visibility("hidden")]] Launch {
   /// c (+)= a · b of shapes (m, k) and (k, n).
   static void matmul(Stream, View<const S> a, bool a_transposed, Weight<S> b, View<S> c, Write);
   static void round(Stream, View<const S> from, View<bfloat16> to);
+  /// dw (+)= the sum of xᵀ · dy over at most two pairs. False, and nothing done, where there is no
+  /// kernel for it.
+  static bool gradient(Stream, std::span<const View<const bfloat16>> x,
+                       std::span<const View<const bfloat16>> dy, View<S> dw, Write);
   /// y (+)= x · w of a few rows; y written twice where there is a copy.
   static void matvec(Stream, View<const S> x, Weight<S> w, View<S> y, Write, View<S> copy = {});
   /// y = x · w for each of `count` weights. False, and nothing done, where they do not lie alike.
@@ -197,6 +225,14 @@ struct [[gnu::visibility("hidden")]] Launch {
   static void softmax_loss_bfloat16(Stream, View<const S> logits, View<const S> tlogits,
                                     const Token* targets, const S* weights, double seed, S* nll,
                                     View<bfloat16> dlogits, View<bfloat16> tdlogits);
+
+  /// Powers of h · head relative to the targets' own, which get none, and their sums with it.
+  /// False, and nothing done, where there is no kernel for it. Then, with the product of powers and
+  /// words in dh, or without any, the losses and the gradient.
+  static bool head_powers(Stream, View<const bfloat16> h, Weight<S> head, const Token* targets,
+                          const HeadScratch&, bool want_powers);
+  static void head_loss(Stream, View<const bfloat16> h, Weight<S> head, const Token* targets,
+                        const S* weights, const HeadScratch&, S* nll, View<S> dh);
 
   static void next_token(Stream, View<const S> logits, View<S> out, Token * likeliest,
                          void* scratch);

@@ -56,10 +56,12 @@ class Logits {
     return in_eights(rows * words) + (beside ? in_eights(rows * in_eights(words) / 2) : 0);
   }
 
-  /// How many rows exist at a time: as many as make large products, in bounded memory.
+  /// How many rows exist at a time: as many as make large products, in bounded memory, and whole
+  /// pairs of their tiles where they are several.
   static Index rows_at_once(Index rows, Index words) {
-    constexpr Index most = Index{1} << (beside ? 27 : 25);
-    return std::min(rows, std::max<Index>(16, most / words));
+    constexpr Index most = Index{1} << (beside ? 27 : 25), pair = 256;
+    const Index some = std::max<Index>(16, most / words);
+    return std::min(rows, some < pair ? some : some / pair * pair);
   }
   template <class F>
   static void for_blocks(Index rows, Index words, const F& f) {

@@ -161,6 +161,19 @@ class Queue {
     return tensor_cores_->multiply_gradient_parts(x, dy, parts, apart, dw, write);
   }
 
+  /// dw (+)= x0ᵀ · dy0 + x1ᵀ · dy1.
+  void matmul_gradient_sum(const std::array<In, 2>& x, const std::array<In, 2>& dy, Out dw,
+                           Write write) const requires(fast) {
+    start_pending();
+    tensor_cores_->multiply_pairs(x, dy, dw, write);
+  }
+  /// Head and loss of rows without their logits; false where there is no kernel.
+  bool head_loss(In h, Weight<S> head, const Token* targets, const S* weights, S* nll, Out dh,
+                 S* scratch) const requires(fast) {
+    start_pending();
+    return tensor_cores_->head_loss(h, head, targets, weights, nll, dh, scratch);
+  }
+
   void axpby(double a, const S* x, double b, S* y, Index size) const {
     Launch<S>::axpby(next(), a, x, b, y, size);
   }

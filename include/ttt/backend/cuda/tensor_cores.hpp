@@ -88,6 +88,49 @@ class TensorCores {
     start(stream, left, right, c, write, {});
   }
 
+  /// dw (+)= x0ᵀ · dy0 + x1ᵀ · dy1, of two pairs at once where the gradient is large: it is written
+  /// once. Throws Error when there is no room for rounded operands.
+  void multiply_pairs(const std::array<View<const float>, 2>& x,
+                      const std::array<View<const float>, 2>& dy, View<float> dw, Write write) {
+    const std::lock_guard lock(mutex_);
+    const cudaStream_t stream = device_->stream();
+    const Weight<float> operands[] = {x[0], dy[0], x[1], dy[1]};
+    make_room(operands);
+    std::array<View<const bfloat16>, 2> left, right;
+    for (std::size_t i = 0; i < 2; ++i) {
+      left[i] = rounded(stream, x[i]).stored<bfloat16>();
+      right[i] = rounded(stream, dy[i]).stored<bfloat16>();
+    }
+    forget_what_was_in(dw);
+    if (is_large(dw) && Launch<float>::gradient(stream, left, right, dw, write)) return;
+    for (std::size_t i = 0; i < 2; ++i) {
+      start(stream, Weight<float>(left[i]).transpose(), right[i], dw, i == 0 ? write : Write::Add,
+            {});
+    }
+  }
+
+  /// nll[t] = -log softmax(h[t] · head)[targets[t]] and, unless it is absent, dh = the gradient of
+  /// sum of weights[t] · nll[t], in `scratch` of HeadScratch::size(words) a row. False, and nothing
+  /// done, where there is no kernel for it. Throws Error when there is no room for rounded
+  /// operands.
+  bool head_loss(const View<const float>& h, const Weight<float>& head, const Token* targets,
+                 const float* weights, float* nll, const View<float>& dh, float* scratch) {
+    const std::lock_guard lock(mutex_);
+    const cudaStream_t stream = device_->stream();
+    const Weight<float> operands[] = {h, head};
+    make_room(operands);
+    const View<const bfloat16> left = rounded(stream, h).stored<bfloat16>();
+    const Weight<float> right = rounded(stream, head);
+    const HeadScratch at(scratch, h.rows, head.cols);
+    if (!Launch<float>::head_powers(stream, left, right, targets, at, !dh.empty())) return false;
+    if (!dh.empty()) {
+      forget_what_was_in(dh);
+      start(stream, View<const bfloat16>(at.powers), right.transpose(), dh, Write::Replace, {});
+    }
+    Launch<float>::head_loss(stream, left, right, targets, weights, at, nll, dh);
+    return true;
+  }
+
   /// y = x · w for each of several weights, as one product where their memory allows it. False, and
   /// nothing done, where they differ, results do not lie alike, or each is enough for a GPU. Throws
   /// Error when there is no room for rounded operands.
@@ -165,10 +208,10 @@ class TensorCores {
   /// Tiles of a product that keep a GPU's multiprocessors busy, four for each of an H200's: then
   /// one product after the other is as good.
   static constexpr Index filling_tiles = 4 * 132;
-  static bool is_small(const View<float>& c) {
-    const Index tiles = (c.rows + 127) / 128 * ((c.cols + 127) / 128);
-    return tiles > 0 && tiles < filling_tiles;
-  }
+  static Index tiles(const View<float>& c) { return (c.rows + 127) / 128 * ((c.cols + 127) / 128); }
+  static bool is_small(const View<float>& c) { return tiles(c) > 0 && tiles(c) < filling_tiles; }
+  /// Enough tiles of 128 x 256 for a GPU's multiprocessors.
+  static bool is_large(const View<float>& c) { return tiles(c) >= filling_tiles / 2; }
 
   /// Products that are computed as one, as many with operands and results at equal distances.
   struct Batch {

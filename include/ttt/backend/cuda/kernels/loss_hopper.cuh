@@ -6,7 +6,7 @@
 #pragma once
 
 #include <ttt/backend/cuda/kernels/loss_gradient.cuh>
-#include <ttt/backend/cuda/kernels/wgmma.cuh>
+#include <ttt/backend/cuda/kernels/tensor_maps.cuh>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
@@ -17,16 +17,6 @@ namespace {
 constexpr int loss_cluster = 8, loss_threads = 512, loss_packs = 8;
 constexpr Index most_loss_words = Index{4} * loss_cluster * loss_threads * loss_packs;
 
-/// Says that this thread has come, and waits for those of the cluster. What blocks wrote before
-/// they came, in each other's memory too, is seen behind.
-template <class = void>  // so that two units of a program may have it
-__device__ void come_in_cluster() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-template <class = void>
-__device__ void await_cluster() {
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
 /// *place = x in the shared memory of another block of the cluster.
 template <class = void>
 __device__ void put_in_cluster(const float* place, unsigned block, float x) {

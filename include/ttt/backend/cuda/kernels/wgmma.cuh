@@ -131,23 +131,33 @@ enum class Depth : int { Channels = 0, Rows = 1 };
 #define TTT_NAMES_40 TTT_NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39"
 #define TTT_NAMES_48 TTT_NAMES_40 ",%40,%41,%42,%43,%44,%45,%46,%47"
 #define TTT_NAMES_64 TTT_NAMES_48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define TTT_NAMES_96                                                                            \
+  TTT_NAMES_64                                                                                  \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86," \
+  "%87,%88,%89,%90,%91,%92,%93,%94,%95"
+#define TTT_NAMES_128                                                                           \
+  TTT_NAMES_96                                                                                  \
+  ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114," \
+  "%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 #define TTT_SUMS_16 TTT_16(0)
 #define TTT_SUMS_24 TTT_SUMS_16, TTT_4(16), TTT_4(20)
 #define TTT_SUMS_32 TTT_SUMS_16, TTT_16(16)
 #define TTT_SUMS_40 TTT_SUMS_32, TTT_4(32), TTT_4(36)
 #define TTT_SUMS_48 TTT_SUMS_32, TTT_16(32)
 #define TTT_SUMS_64 TTT_SUMS_48, TTT_16(48)
+#define TTT_SUMS_128 TTT_SUMS_64, TTT_16(64), TTT_16(80), TTT_16(96), TTT_16(112)
 
 #define TTT_WGMMA(columns, size, p0, p1, p2, p3, p4, p5, p6)                                       \
-  template <Depth depth>                                                                           \
+  template <Depth depth, Depth left = Depth::Channels>                                             \
   __device__ void multiply_add(float(&sums)[size], std::uint64_t a, std::uint64_t b, bool add) {   \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #p2                                          \
                  ", 0;\n"                                                                          \
                  "wgmma.mma_async.sync.aligned.m64n" #columns                                      \
                  "k16.f32.bf16.bf16 "                                                              \
-                 "{" TTT_NAMES_##size "}, %" #p0 ", %" #p1 ", p, 1, 1, 0, %" #p3 ";\n}"            \
+                 "{" TTT_NAMES_##size "}, %" #p0 ", %" #p1 ", p, 1, 1, %" #p3 ", %" #p4 ";\n}"     \
                  : TTT_SUMS_##size                                                                 \
-                 : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(static_cast<int>(depth)));      \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(static_cast<int>(left)),        \
+                   "n"(static_cast<int>(depth)));                                                  \
   }                                                                                                \
   template <Depth depth>                                                                           \
   __device__ void multiply_add(float(&sums)[size], const unsigned(&a)[4], std::uint64_t b,         \
@@ -168,13 +178,17 @@ TTT_WGMMA(64, 32, 32, 33, 34, 35, 36, 37, 38)
 TTT_WGMMA(80, 40, 40, 41, 42, 43, 44, 45, 46)
 TTT_WGMMA(96, 48, 48, 49, 50, 51, 52, 53, 54)
 TTT_WGMMA(128, 64, 64, 65, 66, 67, 68, 69, 70)
+TTT_WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134)
 #undef TTT_WGMMA
+#undef TTT_SUMS_128
 #undef TTT_SUMS_64
 #undef TTT_SUMS_48
 #undef TTT_SUMS_40
 #undef TTT_SUMS_32
 #undef TTT_SUMS_24
 #undef TTT_SUMS_16
+#undef TTT_NAMES_128
+#undef TTT_NAMES_96
 #undef TTT_NAMES_64
 #undef TTT_NAMES_48
 #undef TTT_NAMES_40

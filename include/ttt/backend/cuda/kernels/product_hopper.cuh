@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Large products on Hopper whose results do not go to memory as they are: a product calls an End
+/// with its sums. Pairs of blocks, each with a tile of 128 x 256 of its own below the other's, go
+/// along the depth together; what is to their right comes once for both. One group of a block ends
+/// its 64 rows while the other multiplies.
+#pragma once
+
+#include <ttt/backend/cuda/kernels/hopper_streams.cuh>
+#include <ttt/backend/cuda/kernels/tensor_maps.cuh>
+
+namespace ttt::inline TTT_ABI {
+namespace cuda::detail {
+namespace {
+
+constexpr int product_rows = 128, product_columns = 256, product_depth = 64;
+constexpr int product_groups = product_rows / 64;
+constexpr int product_threads = (product_groups + 1) * group_threads;
+
+/// A box on its way out: 64 rows of 128 bytes.
+using OutTile = Tile<64, 64>;
+
+/// Shared memory: a ring of tiles of both operands, then places for boxes on their way out. An
+/// operand is stored with its depth along the channels of its rows, or along the rows.
+template <Depth left, Depth right, int stages_, int places_>
+struct ProductTiles {
+  template <Depth depth, int count>
+  using Operand = std::conditional_t<depth == Depth::Channels, Tile<product_depth, count>,
+                                     Tile<count, product_depth>>;
+  using Left = Operand<left, product_rows>;
+  using Right = Operand<right, product_columns>;
+  static constexpr int stages = stages_, places = places_;
+  static constexpr int stage = Left::bytes + Right::bytes;
+  static constexpr int bytes = stages * stage + product_groups * places * OutTile::bytes + 1024;
+
+  template <Depth depth, class Of>
+  __device__ static std::uint64_t step(unsigned operand, int n) {
+    return depth == Depth::Channels ? Of::along_channels(operand, n) : Of::along_rows(operand, n);
+  }
+};
+
+/// Operands whose depths lie behind each other: left[0] · right[0] + left[1] · right[1].
+struct ProductMaps {
+  CUtensorMap left[2], right[2];
+  int steps[2] = {};
+};
+
+/// Which tiles a pair of blocks computes next: those that share columns follow each other.
+struct ProductWork {
+  int row_pairs, count;
+
+  ProductWork(Index rows, Index columns)
+      : row_pairs(static_cast<int>(blocks_for(rows, 2 * product_rows))),
+        count(row_pairs * static_cast<int>(blocks_for(columns, product_columns))) {}
+  __device__ int column_tile(int i) const { return i / row_pairs; }
+  __device__ int row(int i, unsigned rank) const {
+    return (2 * (i % row_pairs) + static_cast<int>(rank)) * product_rows;
+  }
+};
+
+/// Boxes on their way out of the memory of one group of threads.
+template <int places>
+class OutBoxes {
+ public:
+  __device__ OutBoxes(unsigned memory, int group) : memory_(memory), group_(group) {}
+  /// The place of the n-th of a tile's boxes, which are whole rounds; nothing reads it any more.
+  __device__ unsigned place(int n) {
+    if (leads()) await_taken<places - 1>();
+    meet(1 + group_, group_threads);
+    return memory_ + static_cast<unsigned>(n % places * OutTile::bytes);
+  }
+  /// Calls send, which takes a box out of the place, by one thread when all have written.
+  template <class F>
+  __device__ void send(const F& send) {
+    show_copies();
+    meet(1 + group_, group_threads);
+    if (leads()) send();
+  }
+  __device__ void end() {
+    if (leads()) await_written();
+  }
+
+ private:
+  __device__ static bool leads() { return threadIdx.x % group_threads == 0; }
+
+  unsigned memory_;
+  int group_;
+};
+
+/// The thread that brings tiles: its own rows, and half of the columns for both blocks.
+template <Depth left, Depth right, class Tiles>
+__device__ void bring_operands(const ProductMaps& maps, const ProductWork& work, unsigned tiles,
+                               std::uint64_t* full, std::uint64_t* empty) {
+  const unsigned rank = blockIdx.x % 2;
+  int stage = 0;
+  unsigned round = 1;
+  for (int i = static_cast<int>(blockIdx.x) / 2; i < work.count;
+       i += static_cast<int>(gridDim.x) / 2) {
+    const int row = work.row(i, rank), half = product_columns / 2;
+    const int column = work.column_tile(i) * product_columns + static_cast<int>(rank) * half;
+    for (int k = 0; k < maps.steps[0] + maps.steps[1]; ++k) {
+      const int which = k < maps.steps[0] ? 0 : 1;
+      const int depth = (which == 0 ? k : k - maps.steps[0]) * product_depth;
+      barrier_wait(&empty[stage], round);
+      expect_bytes(&full[stage], Tiles::stage);
+      unsigned to = tiles + static_cast<unsigned>(stage * Tiles::stage);
+      if constexpr (left == Depth::Channels) {
+        bring_box(maps.left[which], row, depth, to, &full[stage]);
+      } else {
+#pragma unroll
+        for (int n = 0; n < product_rows / 64; ++n) {
+          bring_box(maps.left[which], depth, row + 64 * n,
+                    to + static_cast<unsigned>(n * Tiles::Left::block), &full[stage]);
+        }
+      }
+      to += Tiles::Left::bytes + rank * (Tiles::Right::bytes / 2);
+      if constexpr (right == Depth::Channels) {
+        bring_box_to_all(maps.right[which], column, depth, to, &full[stage], 3);
+      } else {
+#pragma unroll
+        for (int n = 0; n < half / 64; ++n) {
+          bring_box_to_all(maps.right[which], depth, column + 64 * n,
+                           to + static_cast<unsigned>(n * Tiles::Right::block), &full[stage], 3);
+        }
+      }
+      if (++stage == Tiles::stages) stage = 0, round ^= 1;
+    }
+  }
+}
+
+/// end(sums, row, column tile, boxes) by each group of 128 threads for its 64 rows from `row` on.
+template <Depth left, Depth right, class End>
+__global__ void __launch_bounds__(product_threads, 1)
+    product_hopper_kernel(const __grid_constant__ ProductMaps maps, ProductWork work,
+                          const __grid_constant__ End end) {
+  if constexpr (hopper_code) {
+    using Tiles = ProductTiles<left, right, End::stages, End::places>;
+    constexpr int stages = Tiles::stages;
+    extern __shared__ unsigned char memory[];
+    __shared__ std::uint64_t full[stages], empty[stages];
+    const unsigned tiles = aligned_address(memory);
+    const int group = group_index() - 1;
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < stages; ++i) {
+        barrier_init(&full[i], 1);
+        barrier_init(&empty[i], 2 * 4 * product_groups);  // by every warp of both blocks
+      }
+    }
+    share_barriers();
+    come_in_cluster();
+    await_cluster();
+    if (group < 0) {
+      give_registers<40>();
+      if (threadIdx.x == 0) bring_operands<left, right, Tiles>(maps, work, tiles, full, empty);
+    } else {
+      take_registers<232>();
+      OutBoxes<Tiles::places> boxes(
+          tiles +
+              static_cast<unsigned>(stages * Tiles::stage + group * Tiles::places * OutTile::bytes),
+          group);
+      const int steps = maps.steps[0] + maps.steps[1];
+      int stage = 0;
+      unsigned round = 0;
+      const auto release_last = [&] {
+        const int last = stage == 0 ? stages - 1 : stage - 1;
+        const unsigned lane = threadIdx.x % 32;
+        if (lane < 2) arrive_in_cluster(&empty[last], lane);
+      };
+      float sums[product_columns / 2];
+      for (int i = static_cast<int>(blockIdx.x) / 2; i < work.count;
+           i += static_cast<int>(gridDim.x) / 2) {
+        for (int k = 0; k < steps; ++k) {
+          barrier_wait(&full[stage], round);
+          const unsigned from = tiles + static_cast<unsigned>(stage * Tiles::stage);
+          const unsigned a = Tiles::Left::operand(
+                             from + static_cast<unsigned>(group * Tiles::Left::bytes / 2)),
+                         b = Tiles::Right::operand(from + Tiles::Left::bytes);
+          begin_products();
+#pragma unroll
+          for (int n = 0; n < product_depth / 16; ++n) {
+            multiply_add<right, left>(sums, Tiles::template step<left, typename Tiles::Left>(a, n),
+                                      Tiles::template step<right, typename Tiles::Right>(b, n),
+                                      k + n > 0);
+          }
+          commit_products();
+          if (k > 0) {
+            wait_products<1>(sums);
+            release_last();
+          }
+          if (++stage == stages) stage = 0, round ^= 1;
+        }
+        wait_products<0>(sums);
+        release_last();
+        end(sums, work.row(i, blockIdx.x % 2) + 64 * group, work.column_tile(i), boxes);
+      }
+      boxes.end();
+    }
+    __syncwarp();
+    come_in_cluster();  // nobody leaves whom the other block may still send something
+    await_cluster();
+  }
+}
+
+/// False, and nothing done, where there is no room for a cluster.
+template <Depth left, Depth right, class End>
+bool start_product(cudaStream_t stream, const ProductMaps& maps, Index rows, Index columns,
+                   const End& end) {
+  using Tiles = ProductTiles<left, right, End::stages, End::places>;
+  const auto kernel = product_hopper_kernel<left, right, End>;
+  if (!with_shared_memory(kernel, Tiles::bytes)) return false;
+  const ProductWork work(rows, columns);
+  const Index pairs = multiprocessors() / 2;
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = 2;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(grid(2 * (work.count < pairs ? Index{work.count} : pairs)));
+  config.blockDim = dim3(product_threads);
+  config.dynamicSmemBytes = Tiles::bytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  if (cudaLaunchKernelEx(&config, kernel, maps, work, end) == cudaSuccess) return true;
+  static_cast<void>(cudaGetLastError());
+  return false;
+}
+
+/// Describes a pair of operands: an operand's boxes are half of a tile's columns, or its rows.
+template <Depth left, Depth right>
+bool describe_operands(const View<const bfloat16>& a, const View<const bfloat16>& b, int which,
+                       ProductMaps& maps) {
+  const Index depth = left == Depth::Channels ? a.cols : a.rows;
+  maps.steps[which] = static_cast<int>(blocks_for(depth, product_depth));
+  constexpr int left_box = left == Depth::Channels ? product_rows : product_depth;
+  constexpr int right_box = right == Depth::Channels ? product_columns / 2 : product_depth;
+  return describe_boxes(a, left_box, maps.left[which]) &&
+         describe_boxes(b, right_box, maps.right[which]);
+}
+
+}  // namespace
+}  // namespace cuda::detail
+}  // namespace ttt::inline TTT_ABI
