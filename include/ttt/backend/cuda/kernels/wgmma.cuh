@@ -57,8 +57,8 @@ __device__ inline unsigned aligned_address(const void* at) {
   return (shared_address(at) + 1023) / 1024 * 1024;
 }
 
-/// Where things lie in a tile in shared memory, which begins at a multiple of 8 · pitch bytes: blocks
-/// of 64, 32 or 16 channels, of which each is all rows one after the other.
+/// Where things lie in a tile in shared memory, which begins at a multiple of 8 · pitch bytes:
+/// blocks of 64, 32 or 16 channels, of which each is all rows one after the other.
 template <int D, int rows>
 struct Tile {
   static_assert(D % 16 == 0 && rows % 16 == 0);
@@ -187,6 +187,11 @@ TTT_WGMMA(128, 64, 64, 65, 66, 67, 68, 69, 70)
 /// A left operand of 64 x 16 k in registers.
 template <int k>
 using LeftOperand = unsigned[k][4];
+template <int k>
+__device__ void keep_order(LeftOperand<k>& operand) {
+#pragma unroll
+  for (int i = 0; i < 4 * k; ++i) asm volatile("" : "+r"(operand[i / 4][i % 4])::"memory");
+}
 
 /// Two floats, rounded; the first in the lower half.
 __device__ inline unsigned rounded_pair(float low, float high) {
@@ -229,16 +234,17 @@ __device__ void multiply_channels(float (&sums)[n], const LeftOperand<k>& left, 
     multiply_add<Depth::Channels>(sums, left[i], Right::along_channels(right, i), i > 0);
   }
 }
-/// The same for 64 rows of a tile.
+/// The same for 64 rows of a tile; the sums may be added to.
 template <class Left, class Right, int n>
-__device__ void multiply_channels(float (&sums)[n], unsigned left_tile, unsigned tile) {
+__device__ void multiply_channels(float (&sums)[n], unsigned left_tile, unsigned tile,
+                                  bool add = false) {
   unsigned left = Left::operand(left_tile);
   asm volatile("" : "+r"(left));  // or the descriptors of all steps are kept in registers
   const unsigned right = Right::operand(tile);
 #pragma unroll
   for (int i = 0; i < Right::channels / 16; ++i) {
     multiply_add<Depth::Channels>(sums, Left::along_channels(left, i),
-                                  Right::along_channels(right, i), i > 0);
+                                  Right::along_channels(right, i), add || i > 0);
   }
 }
 /// sums += left · tile, along the tile's rows.
