@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(tangent_block_threads, 1)
         log_sums[r] = row < count ? lse(head, first + row) * log2_e : INFINITY;
       }
       float scores[columns / 2], tscores[columns / 2], out[D / 2];
-      LeftOperand<columns / 16> weights, next;
+      LeftOperand<columns / 16> weights, probabilities;
 #pragma unroll
       for (int i = 0; i < D / 2; ++i) out[i] = 0;
 
@@ -223,20 +223,28 @@ __global__ void __launch_bounds__(tangent_block_threads, 1)
           scores[e] = exp2_of(fmaf(scores[e], scale * log2_e, -log_sums[e / 2 % 2]));
         }
       };
-      // P∘(S' - c), rounded. Their sum is that of the same weights as A, or what the values share
-      // would stay.
-      const auto weigh = [&](LeftOperand<columns / 16>& to_weights) {
+      // P∘(S' - c), rounded, in place of S'. Their sum is that of the same weights as A, or what
+      // the values share would stay.
+      const auto weigh = [&] {
         float part[2][2] = {};
 #pragma unroll
         for (int e = 0; e < columns / 2; e += 2) {
           const int r = e / 2 % 2;
           const unsigned pair = rounded_pair(scores[e] * (tscores[e] - centre[r]),
                                              scores[e + 1] * (tscores[e + 1] - centre[r]));
-          to_weights[e / 8][e / 2 % 4] = pair;
-          part[r][e / 4 % 2] += low(pair) + high(pair);
+          tscores[e] = low(pair);
+          tscores[e + 1] = high(pair);
+          part[r][e / 4 % 2] += tscores[e] + tscores[e + 1];
         }
 #pragma unroll
         for (int r = 0; r < 2; ++r) sum[r] += part[r][0] + part[r][1];
+      };
+      const auto pack_weights = [&] {
+#pragma unroll
+        for (int i = 0; i < columns / 4; ++i) {
+          weights[i / 4][i % 4] = __byte_perm(__float_as_uint(tscores[2 * i]),
+                                              __float_as_uint(tscores[2 * i + 1]), 0x7632);
+        }
       };
       // c, from a tile of which so many keys are there; the others are zeros.
       const auto centre_on = [&](int there) {
@@ -267,7 +275,8 @@ __global__ void __launch_bounds__(tangent_block_threads, 1)
         ring.stream.keys.release(0);
         centre_on(tiles.moving - tiles.begin);
         exponentials(tiles.begin, tiles.moving);
-        weigh(weights);
+        weigh();
+        pack_weights();
         await_keys(1);
         ring.stream.values.wait_full(0);
         for (int n = 1; n < tiles.still_count; ++n) {
@@ -282,13 +291,12 @@ __global__ void __launch_bounds__(tangent_block_threads, 1)
           await_keys(n + 1);  // a loop: the compiler waits for products no earlier than here
           wait_products<1>(tscores);
           ring.stream.keys.release(n);
-          weigh(next);
-          keep_order(next);
+          weigh();
+          keep_order(tscores);
           ring.stream.values.wait_full(n);
           wait_products<0>(out);
           ring.stream.values.release(n - 1);
-#pragma unroll
-          for (int i = 0; i < columns / 4; ++i) weights[i / 4][i % 4] = next[i / 4][i % 4];
+          pack_weights();
         }
         show_copies();
         multiply_values(tiles.still_count - 1);
@@ -322,11 +330,12 @@ __global__ void __launch_bounds__(tangent_block_threads, 1)
         keep_order(tscores);
         if (n == 0) centre_on(tiles.end - j);
         exponentials(j, tiles.end);
-        weigh(weights);
-        round_sums(scores, next);
+        weigh();
+        pack_weights();
+        round_sums(scores, probabilities);
         begin_products();
         add_products_of_rows<Keys>(out, weights, Stream::value_tile(memory, n));
-        add_products_of_rows<Keys>(out, next, tvalue_tile);
+        add_products_of_rows<Keys>(out, probabilities, tvalue_tile);
         commit_products();
         wait_products<0>(out);
         ring.release(n);

@@ -187,11 +187,6 @@ TTT_WGMMA(128, 64, 64, 65, 66, 67, 68, 69, 70)
 /// A left operand of 64 x 16 k in registers.
 template <int k>
 using LeftOperand = unsigned[k][4];
-template <int k>
-__device__ void keep_order(LeftOperand<k>& operand) {
-#pragma unroll
-  for (int i = 0; i < 4 * k; ++i) asm volatile("" : "+r"(operand[i / 4][i % 4])::"memory");
-}
 
 /// Two floats, rounded; the first in the lower half.
 __device__ inline unsigned rounded_pair(float low, float high) {
