@@ -372,8 +372,8 @@ inline bool attention_tangent_hopper(cudaStream_t stream, Operand<float> q,
                                      AttentionShape shape, View<const float> o,
                                      View<const float> lse, View<float> to, View<float> tlse) {
   if (q.value.rows < least_hopper_queries) return false;
-  for (const View<const float>& v : {View<const float>(q.value), View<const float>(q.tangent),
-                                     tkeys, tvalues, o, View<const float>(to)}) {
+  for (const View<const float>& v :
+       {q.value, q.tangent, tkeys, tvalues, o, View<const float>(to)}) {
     if (!in_fours_of_floats(v)) return false;
   }
   if (!in_chunks(keys) || !in_chunks(values) || keys.slots != values.slots) return false;
