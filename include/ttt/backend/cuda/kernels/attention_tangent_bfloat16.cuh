@@ -11,6 +11,7 @@
 /// these instructions reach 600.
 #pragma once
 
+#include <ttt/backend/cuda/kernels/attention_tangent_hopper.cuh>
 #include <ttt/backend/cuda/kernels/attention_tiles.cuh>
 
 namespace ttt::inline TTT_ABI {
@@ -201,6 +202,10 @@ bool Launch<S>::attention_tangent_bfloat16(Stream stream, Operand<S> q, Cache<co
                                            View<const S> o, View<const S> lse, View<S> to,
                                            View<S> tlse) {
   if constexpr (std::is_same_v<S, float>) {
+    if (attention_tangent_hopper(stream, q, keys, values, tkeys, tvalues, shape, o, lse, to,
+                                 tlse)) {
+      return true;
+    }
     if (q.value.rows == 0 || !in_sixteens(q.value) || !in_sixteens(q.tangent)) return false;
     if (!in_sixteens(tkeys) || !in_sixteens(tvalues)) return false;
     if (!in_eights(keys) || !in_eights(values) || keys.slots != values.slots) return false;

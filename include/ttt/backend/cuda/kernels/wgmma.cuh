@@ -57,8 +57,8 @@ __device__ inline unsigned aligned_address(const void* at) {
   return (shared_address(at) + 1023) / 1024 * 1024;
 }
 
-/// Where things lie in a tile in shared memory, which begins at a multiple of 8 · pitch bytes: blocks
-/// of 64, 32 or 16 channels, of which each is all rows one after the other.
+/// Where things lie in a tile in shared memory, which begins at a multiple of 8 · pitch bytes:
+/// blocks of 64, 32 or 16 channels, of which each is all rows one after the other.
 template <int D, int rows>
 struct Tile {
   static_assert(D % 16 == 0 && rows % 16 == 0);
@@ -84,6 +84,18 @@ struct Tile {
   }
   __device__ static std::uint64_t along_rows(unsigned operand, int step) {
     return describe(operand + static_cast<unsigned>(step * pitch));
+  }
+  /// As an operand along its rows that has eight ones behind its channels: where the channels are
+  /// one block, the next is taken from 16 rows of ones, which lie behind the tile; else from rows
+  /// of ones that follow the tile.
+  static constexpr bool one_block = chunks * 8 == D;
+  static constexpr int ones_bytes = one_block ? 16 * pitch : block;
+  __device__ static unsigned operand_and_ones(unsigned tile, unsigned ones) {
+    return one_block ? (tile & 0x3ffff) >> 4 | (ones - tile) >> 4 << 16 : operand(tile);
+  }
+  __device__ static std::uint64_t along_rows_and_ones(unsigned operand, int step) {
+    constexpr unsigned each = one_block ? pitch - (unsigned{pitch} << 16) : pitch;
+    return describe(operand + static_cast<unsigned>(step) * each);
   }
 
  private:
@@ -180,6 +192,36 @@ TTT_WGMMA(96, 48, 48, 49, 50, 51, 52, 53, 54)
 TTT_WGMMA(128, 64, 64, 65, 66, 67, 68, 69, 70)
 TTT_WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134)
 #undef TTT_WGMMA
+
+/// The same with a left operand in registers, for a right one with ones behind its channels: those
+/// of its columns come into more[0] to more[3], as those of the first.
+#define TTT_WGMMA(columns, size, p0, p1, p2, p3, p4, p5, p6)                                       \
+  template <Depth depth>                                                                           \
+  __device__ void multiply_add(float(&sums)[size], float(&more)[4], const unsigned(&a)[4],         \
+                               std::uint64_t b, bool add) {                                        \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #p5                                          \
+                 ", 0;\n"                                                                          \
+                 "wgmma.mma_async.sync.aligned.m64n" #columns                                      \
+                 "k16.f32.bf16.bf16 "                                                              \
+                 "{" TTT_NAMES_##size TTT_MORE_##size "}, {%" #p0 ", %" #p1 ", %" #p2 ", %" #p3    \
+                                                      "}, %" #p4 ", p, 1, 1, %" #p6 ";\n}"         \
+                 : TTT_SUMS_##size, "+f"(more[0]), "+f"(more[1]), "+f"(more[2]), "+f"(more[3])     \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)), \
+                   "n"(static_cast<int>(depth)));                                                  \
+  }
+#define TTT_MORE_32 ",%32,%33,%34,%35"
+#define TTT_MORE_40 ",%40,%41,%42,%43"
+#define TTT_MORE_48 ",%48,%49,%50,%51"
+#define TTT_MORE_64 ",%64,%65,%66,%67"
+TTT_WGMMA(72, 32, 36, 37, 38, 39, 40, 41, 42)
+TTT_WGMMA(88, 40, 44, 45, 46, 47, 48, 49, 50)
+TTT_WGMMA(104, 48, 52, 53, 54, 55, 56, 57, 58)
+TTT_WGMMA(136, 64, 68, 69, 70, 71, 72, 73, 74)
+#undef TTT_MORE_64
+#undef TTT_MORE_48
+#undef TTT_MORE_40
+#undef TTT_MORE_32
+#undef TTT_WGMMA
 #undef TTT_SUMS_128
 #undef TTT_SUMS_64
 #undef TTT_SUMS_48
@@ -243,16 +285,17 @@ __device__ void multiply_channels(float (&sums)[n], const LeftOperand<k>& left, 
     multiply_add<Depth::Channels>(sums, left[i], Right::along_channels(right, i), i > 0);
   }
 }
-/// The same for 64 rows of a tile.
+/// The same for 64 rows of a tile; the sums may be added to.
 template <class Left, class Right, int n>
-__device__ void multiply_channels(float (&sums)[n], unsigned left_tile, unsigned tile) {
+__device__ void multiply_channels(float (&sums)[n], unsigned left_tile, unsigned tile,
+                                  bool add = false) {
   unsigned left = Left::operand(left_tile);
   asm volatile("" : "+r"(left));  // or the descriptors of all steps are kept in registers
   const unsigned right = Right::operand(tile);
 #pragma unroll
   for (int i = 0; i < Right::channels / 16; ++i) {
     multiply_add<Depth::Channels>(sums, Left::along_channels(left, i),
-                                  Right::along_channels(right, i), i > 0);
+                                  Right::along_channels(right, i), add || i > 0);
   }
 }
 /// sums += left · tile, along the tile's rows.
@@ -262,6 +305,17 @@ __device__ void add_products_of_rows(float (&sums)[n], const LeftOperand<k>& lef
 #pragma unroll
   for (int i = 0; i < k; ++i) {
     multiply_add<Depth::Rows>(sums, left[i], Right::along_rows(right, i), true);
+  }
+}
+/// The same, and more += the sums of rows of `left`; see Tile::operand_and_ones.
+template <class Right, int n, int k>
+__device__ void add_products_and_sums_of_rows(float (&sums)[n], float (&more)[4],
+                                              const LeftOperand<k>& left, unsigned tile,
+                                              unsigned ones) {
+  const unsigned right = Right::operand_and_ones(tile, ones);
+#pragma unroll
+  for (int i = 0; i < k; ++i) {
+    multiply_add<Depth::Rows>(sums, more, left[i], Right::along_rows_and_ones(right, i), true);
   }
 }
 
