@@ -21,7 +21,7 @@ struct GradientEnd {
   __device__ void operator()(float (&sums)[n], int row, int column_tile, Boxes& boxes) const {
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
-    for (int part = 0; part < product_columns / 32; ++part) {
+    for (int part = 0; part < product_tile_columns / 32; ++part) {
       const unsigned to = boxes.place(part);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
@@ -37,7 +37,7 @@ struct GradientEnd {
         }
       }
       boxes.send([&] {
-        const int column = column_tile * product_columns + 32 * part;
+        const int column = column_tile * product_tile_columns + 32 * part;
         if (add) {
           add_box(map, row, column, to);
         } else {

@@ -25,7 +25,7 @@ constexpr float most_head_sum = 0x1p64f;
 /// Logits become powers on their way out.
 struct PowersEnd {
   static constexpr int stages = 4, places = 2;
-  static_assert(HeadScratch::tile == product_columns);
+  static_assert(HeadScratch::tile == product_tile_columns);
 
   CUtensorMap map;
   const Token* targets;
@@ -37,8 +37,8 @@ struct PowersEnd {
   template <int n, class Boxes>
   __device__ void operator()(float (&logits)[n], int first_row, int tile, Boxes& boxes) const {
     const int lane = static_cast<int>(threadIdx.x) % 32, rows = static_cast<int>(totals.rows);
-    const int first = tile * product_columns;
-    if (first + product_columns > words) {
+    const int first = tile * product_tile_columns;
+    if (first + product_tile_columns > words) {
 #pragma unroll
       for (int e = 0; e < n; ++e) {
         if (first + 8 * (e / 4) + group_col(e) >= words) logits[e] = -INFINITY;
@@ -53,7 +53,7 @@ struct PowersEnd {
       target[r] = row < rows ? targets[row] - first : -1;
     }
 #pragma unroll
-    for (int part = 0; part < product_columns / 64; ++part) {
+    for (int part = 0; part < product_tile_columns / 64; ++part) {
       const unsigned to = want_powers ? boxes.place(part) : 0;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {

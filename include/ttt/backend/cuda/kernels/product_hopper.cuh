@@ -13,8 +13,8 @@ namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 namespace {
 
-constexpr int product_rows = 128, product_columns = 256, product_depth = 64;
-constexpr int product_groups = product_rows / 64;
+constexpr int product_tile_rows = 128, product_tile_columns = 256, product_tile_depth = 64;
+constexpr int product_groups = product_tile_rows / 64;
 constexpr int product_threads = (product_groups + 1) * group_threads;
 
 /// A box on its way out: 64 rows of 128 bytes.
@@ -25,10 +25,10 @@ using OutTile = Tile<64, 64>;
 template <Depth left, Depth right, int stages_, int places_>
 struct ProductTiles {
   template <Depth depth, int count>
-  using Operand = std::conditional_t<depth == Depth::Channels, Tile<product_depth, count>,
-                                     Tile<count, product_depth>>;
-  using Left = Operand<left, product_rows>;
-  using Right = Operand<right, product_columns>;
+  using Operand = std::conditional_t<depth == Depth::Channels, Tile<product_tile_depth, count>,
+                                     Tile<count, product_tile_depth>>;
+  using Left = Operand<left, product_tile_rows>;
+  using Right = Operand<right, product_tile_columns>;
   static constexpr int stages = stages_, places = places_;
   static constexpr int stage = Left::bytes + Right::bytes;
   static constexpr int bytes = stages * stage + product_groups * places * OutTile::bytes + 1024;
@@ -50,11 +50,11 @@ struct ProductWork {
   int row_pairs, count;
 
   ProductWork(Index rows, Index columns)
-      : row_pairs(static_cast<int>(blocks_for(rows, 2 * product_rows))),
-        count(row_pairs * static_cast<int>(blocks_for(columns, product_columns))) {}
+      : row_pairs(static_cast<int>(blocks_for(rows, 2 * product_tile_rows))),
+        count(row_pairs * static_cast<int>(blocks_for(columns, product_tile_columns))) {}
   __device__ int column_tile(int i) const { return i / row_pairs; }
   __device__ int row(int i, unsigned rank) const {
-    return (2 * (i % row_pairs) + static_cast<int>(rank)) * product_rows;
+    return (2 * (i % row_pairs) + static_cast<int>(rank)) * product_tile_rows;
   }
 };
 
@@ -96,11 +96,11 @@ __device__ void bring_operands(const ProductMaps& maps, const ProductWork& work,
   unsigned round = 1;
   for (int i = static_cast<int>(blockIdx.x) / 2; i < work.count;
        i += static_cast<int>(gridDim.x) / 2) {
-    const int row = work.row(i, rank), half = product_columns / 2;
-    const int column = work.column_tile(i) * product_columns + static_cast<int>(rank) * half;
+    const int row = work.row(i, rank), half = product_tile_columns / 2;
+    const int column = work.column_tile(i) * product_tile_columns + static_cast<int>(rank) * half;
     for (int k = 0; k < maps.steps[0] + maps.steps[1]; ++k) {
       const int which = k < maps.steps[0] ? 0 : 1;
-      const int depth = (which == 0 ? k : k - maps.steps[0]) * product_depth;
+      const int depth = (which == 0 ? k : k - maps.steps[0]) * product_tile_depth;
       barrier_wait(&empty[stage], round);
       expect_bytes(&full[stage], Tiles::stage);
       unsigned to = tiles + static_cast<unsigned>(stage * Tiles::stage);
@@ -108,7 +108,7 @@ __device__ void bring_operands(const ProductMaps& maps, const ProductWork& work,
         bring_box(maps.left[which], row, depth, to, &full[stage]);
       } else {
 #pragma unroll
-        for (int n = 0; n < product_rows / 64; ++n) {
+        for (int n = 0; n < product_tile_rows / 64; ++n) {
           bring_box(maps.left[which], depth, row + 64 * n,
                     to + static_cast<unsigned>(n * Tiles::Left::block), &full[stage]);
         }
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(product_threads, 1)
         const unsigned lane = threadIdx.x % 32;
         if (lane < 2) arrive_in_cluster(&empty[last], lane);
       };
-      float sums[product_columns / 2];
+      float sums[product_tile_columns / 2];
       for (int i = static_cast<int>(blockIdx.x) / 2; i < work.count;
            i += static_cast<int>(gridDim.x) / 2) {
         for (int k = 0; k < steps; ++k) {
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(product_threads, 1)
                          b = Tiles::Right::operand(from + Tiles::Left::bytes);
           begin_products();
 #pragma unroll
-          for (int n = 0; n < product_depth / 16; ++n) {
+          for (int n = 0; n < product_tile_depth / 16; ++n) {
             multiply_add<right, left>(sums, Tiles::template step<left, typename Tiles::Left>(a, n),
                                       Tiles::template step<right, typename Tiles::Right>(b, n),
                                       k + n > 0);
@@ -231,9 +231,10 @@ template <Depth left, Depth right>
 bool describe_operands(const View<const bfloat16>& a, const View<const bfloat16>& b, int which,
                        ProductMaps& maps) {
   const Index depth = left == Depth::Channels ? a.cols : a.rows;
-  maps.steps[which] = static_cast<int>(blocks_for(depth, product_depth));
-  constexpr int left_box = left == Depth::Channels ? product_rows : product_depth;
-  constexpr int right_box = right == Depth::Channels ? product_columns / 2 : product_depth;
+  maps.steps[which] = static_cast<int>(blocks_for(depth, product_tile_depth));
+  constexpr int left_box = left == Depth::Channels ? product_tile_rows : product_tile_depth;
+  constexpr int right_box =
+      right == Depth::Channels ? product_tile_columns / 2 : product_tile_depth;
   return describe_boxes(a, left_box, maps.left[which]) &&
          describe_boxes(b, right_box, maps.right[which]);
 }
