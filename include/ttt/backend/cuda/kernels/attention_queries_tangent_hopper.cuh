@@ -4,9 +4,10 @@
 /// attention_backward_tangent_bfloat16.cuh for what is computed.
 ///
 /// A block owns 128 queries and goes along tiles of keys, from the oldest to the newest: one group
-/// brings tiles, two take turns at the tensor cores, as in attention_queries_hopper.cuh. Four tiles
-/// of sums at a time leave registers for 64 keys. There a left operand in shared memory asks for
-/// all that this can read, so those for which there is room lie in registers.
+/// brings tiles, two take turns at the tensor cores, as in attention_queries_hopper.cuh. Registers
+/// hold the sums of four products and dq' for 64 keys at a time. A product so narrow reads shared
+/// memory as fast as that gives when its left operand lies there, too; half as fast else. So the
+/// left operands for which there is room stay in registers.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/attention_queries_tangent_bfloat16.cuh>
@@ -19,7 +20,7 @@ namespace {
 template <int D>
 struct QueriesTangentShape {
   static constexpr int columns = 64;  // keys of a tile
-  static constexpr int stages = D <= 96 ? 4 : 3;
+  static constexpr int stages = D <= 80 ? 8 : D <= 96 ? 4 : 3;
   static_assert(stages >= 3);  // a tile that is multiplied, the next, and the one before
   static constexpr bool keep_queries = D <= 80, keep_douts = D <= 64;
   using Own = Tile<D, 64>;
@@ -54,15 +55,15 @@ struct QueriesTangentStream {
                             const Cache<const bfloat16>& value_cache, const Rounded& in, Index head,
                             const AttentionShape& shape, Index first,
                             const TangentTiles<columns>& tiles) {
-    using Rows = CachedRows<D, columns>;
+    using From = CachedRows<D, columns>;
     const TileCopy<D, columns> copy;
-    const auto bring = [&](int n, const Rows& keys, const Rows& values, int slot, int count) {
+    const auto bring = [&](int n, const From& keys, const From& values, int slot, int count) {
       places.wait_empty(n);
       keys.bring(copy, key_tile(memory, n), slot, 0, count);
       values.bring(copy, value_tile(memory, n), slot, 0, count);
       places.fill(n);
     };
-    const Rows keys(key_cache, head), values(value_cache, head);
+    const From keys(key_cache, head), values(value_cache, head);
     const int slots = keys.slots;
     int slot = static_cast<int>((shape.position + first + tiles.begin) % slots);
     const auto next_slot = [&] {
@@ -73,7 +74,7 @@ struct QueriesTangentStream {
       next_slot();
     }
     if (tiles.own_count == 0) return;
-    const Rows tkeys({in.tkeys, shape.key_heads, in.rows, D}, head),
+    const From tkeys({in.tkeys, shape.key_heads, in.rows, D}, head),
         tvalues({in.tvalues, shape.key_heads, in.rows, D}, head);
     slot = static_cast<int>((shape.position + first + tiles.moving) % slots);
     for (int i = 0; i < tiles.own_count; ++i) {
