@@ -13,7 +13,7 @@
 #pragma once
 
 #include <ttt/backend/cuda/kernels/attention_keys_tangent_bfloat16.cuh>
-#include <ttt/backend/cuda/kernels/attention_queries_tangent_bfloat16.cuh>
+#include <ttt/backend/cuda/kernels/attention_queries_tangent_hopper.cuh>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
@@ -47,7 +47,8 @@ bool Launch<S>::attention_backward_tangent_bfloat16(
       round_rows_kernel<d()>
           <<<dim3(grid(in.rows / warps), grid(shape.heads + shape.key_heads)), dim3(32, warps), 0,
              stream>>>(q, tkeys, tvalues, shape, o, lse, dout, in);
-      if (!tdq.empty()) {
+      if (!tdq.empty() &&
+          !attention_queries_tangent_hopper<d()>(stream, in, keys, values, moves, shape, tdq)) {
         const dim3 blocks(grid(in.rows / flash_rows), grid(shape.heads));
         start_tiles(attention_queries_tangent_bfloat16_kernel<d()>, blocks, flash_threads,
                     12 * tile, stream, in, keys, values, moves, shape, tdq);
