@@ -13,6 +13,7 @@
 #pragma once
 
 #include <ttt/backend/cuda/kernels/attention_keys_tangent_bfloat16.cuh>
+#include <ttt/backend/cuda/kernels/attention_keys_tangent_hopper.cuh>
 #include <ttt/backend/cuda/kernels/attention_queries_tangent_bfloat16.cuh>
 
 namespace ttt::inline TTT_ABI {
@@ -55,6 +56,10 @@ bool Launch<S>::attention_backward_tangent_bfloat16(
       if (tdkeys.empty() && tdvalues.empty()) return;
       const auto keys_between = [&](auto own, Index begin, Index to) {
         if (begin >= to) return;
+        if (attention_keys_tangent_hopper<d(), own()>(stream, in, keys, values, shape, rows, tdkeys,
+                                                      tdvalues, first, begin, to)) {
+          return;
+        }
         constexpr int streamed = 8 * query_rows<d()> * flash_pitch<d()>;
         const dim3 blocks(grid(blocks_for(to - begin, flash_rows)), grid(shape.key_heads));
         start_tiles(attention_keys_tangent_bfloat16_kernel<d(), own()>, blocks, flash_threads,

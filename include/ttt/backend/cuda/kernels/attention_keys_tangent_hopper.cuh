@@ -5,8 +5,8 @@
 ///
 /// A block owns 128 keys and goes along queries, as the keys' half of attention_backward_hopper.cuh
 /// does: one group brings tiles, two take turns at the tensor cores. Tiles are of 32 queries, for
-/// there are twice the sums; keys and values then stay in registers, or the tensor cores would wait
-/// for them.
+/// there are twice the sums; keys and what fits of the values then stay in registers, or the tensor
+/// cores would wait for shared memory.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/attention_queries_hopper.cuh>
@@ -20,6 +20,8 @@ template <int D, bool own>
 struct TangentKeyOwner {
   static constexpr int columns = 32;  // queries of a tile
   static constexpr int stages = 4;
+  // Steps of 16 channels of the values that stay in registers.
+  static constexpr int kept = D <= 64 ? D / 16 : own ? 3 : 4;
   using Own = Tile<D, hopper_rows>;
   using Queries = Tile<D, columns>;
   static constexpr int stage_bytes = 4 * Queries::bytes + 1024;  // numbers behind the tiles
@@ -34,6 +36,32 @@ struct TangentKeyOwner {
   }
   __device__ static unsigned numbers(unsigned tiles, int n) { return tile(tiles, n, 4); }
 };
+
+/// sums = left · tileᵀ, along the channels; those that are not in registers are in left_tile.
+template <class Left, class Right, int n, int kept>
+__device__ void multiply_kept(float (&sums)[n], const LeftOperand<kept>& left, unsigned left_tile,
+                              unsigned tile) {
+  unsigned left_operand = Left::operand(left_tile);
+  asm volatile("" : "+r"(left_operand));  // as in multiply_channels
+  const unsigned right = Right::operand(tile);
+#pragma unroll
+  for (int i = 0; i < kept; ++i) {
+    multiply_add<Depth::Channels>(sums, left[i], Right::along_channels(right, i), i > 0);
+  }
+#pragma unroll
+  for (int i = kept; i < Right::channels / 16; ++i) {
+    multiply_add<Depth::Channels>(sums, Left::along_channels(left_operand, i),
+                                  Right::along_channels(right, i), true);
+  }
+}
+
+__device__ inline QueryNumbers load_numbers(unsigned at) {
+  QueryNumbers out;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(out.log_sum), "=f"(out.tlog_sum), "=f"(out.along), "=f"(out.talong)
+               : "r"(at));
+  return out;
+}
 
 /// As attention_keys_tangent_bfloat16_kernel.
 template <int D, bool own>
@@ -119,22 +147,21 @@ __global__ void __launch_bounds__(backward_threads, 1)
       float scores[columns / 2], tscores[columns / 2], dweights[columns / 2],
           tdweights[columns / 2], tdkey[D / 2], tdvalue[D / 2];
       LeftOperand<columns / 16> weights, tweights, dscores, tdscores;
-      LeftOperand<D / 16> key_rows, value_rows;
+      LeftOperand<D / 16> key_rows;
+      LeftOperand<Owner::kept> value_rows;
 #pragma unroll
       for (int i = 0; i < D / 2; ++i) tdkey[i] = tdvalue[i] = 0;
 
       const auto multiply_first = [&](int n) {
         const unsigned q = Owner::tile(memory, n, 0), dout = Owner::tile(memory, n, 2);
+        const unsigned own_values = own_rows + Own::bytes;
         begin_products();
         multiply_channels<Queries>(scores, key_rows, q);
         multiply_channels<Queries>(tscores, key_rows, q + Queries::bytes);
+        multiply_kept<Own, Queries>(dweights, value_rows, own_values, dout);
+        multiply_kept<Own, Queries>(tdweights, value_rows, own_values, dout + Queries::bytes);
         if constexpr (own) {
           multiply_channels<Own, Queries>(tscores, own_rows + 2 * Own::bytes, q, true);
-        }
-        commit_products();
-        multiply_channels<Queries>(dweights, value_rows, dout);
-        multiply_channels<Queries>(tdweights, value_rows, dout + Queries::bytes);
-        if constexpr (own) {
           multiply_channels<Own, Queries>(tdweights, own_rows + 3 * Own::bytes, dout, true);
         }
         commit_products();
@@ -148,18 +175,8 @@ __global__ void __launch_bounds__(backward_threads, 1)
         add_products_of_rows<Queries>(tdkey, dscores, q + Queries::bytes);
         commit_products();
       };
-      // Two numbers of the query in column e of this thread's sums: the log sum and its tangent, or
-      // D and D'.
-      const auto numbers = [&](int n, int e, bool alongs) {
-        float2 pair;
-        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
-                     : "=f"(pair.x), "=f"(pair.y)
-                     : "r"(Owner::numbers(memory, n) +
-                           static_cast<unsigned>(16 * (e / 4 * 8 + group_col(e)) + 8 * alongs)));
-        return pair;
-      };
       int i_tile = tiles.begin, tile = 0;
-      const auto exponentials = [&](int n) {
+      const auto make_weights = [&](int n) {
         if (!window.all_seen(i_tile, columns, j_group, 64)) {
 #pragma unroll
           for (int e = 0; e < columns / 2; ++e) {
@@ -173,27 +190,28 @@ __global__ void __launch_bounds__(backward_threads, 1)
           tile = 0;
           i_tile = tiles.begin;
         }
+        const unsigned mine = Owner::numbers(memory, n) + static_cast<unsigned>(16 * group_col(0));
 #pragma unroll
         for (int e = 0; e < columns / 2; e += 4) {
-          const float2 of[] = {numbers(n, e, false), numbers(n, e + 1, false)};
+          const QueryNumbers of[] = {load_numbers(mine + 32 * e), load_numbers(mine + 32 * e + 16)};
 #pragma unroll
           for (int i = e; i < e + 4; ++i) {
-            scores[i] = exp2_of(fmaf(scores[i], log2_e, -of[i % 2].x));
-            tscores[i] = scores[i] * (tscores[i] - of[i % 2].y);
+            const QueryNumbers& query = of[i % 2];
+            const float p = exp2_of(fmaf(scores[i], log2_e, -query.log_sum));
+            const float tp = p * (tscores[i] - query.tlog_sum);
+            const float dweight = dweights[i] - query.along;
+            tdweights[i] = fmaf(p, tdweights[i] - query.talong, tp * dweight);
+            dweights[i] = p * dweight;
+            scores[i] = p;
+            tscores[i] = tp;
           }
         }
       };
-      const auto gradients = [&](int n) {
-#pragma unroll
-        for (int e = 0; e < columns / 2; e += 4) {
-          const float2 of[] = {numbers(n, e, true), numbers(n, e + 1, true)};
-#pragma unroll
-          for (int i = e; i < e + 4; ++i) {
-            const float dweight = dweights[i] - of[i % 2].x;
-            tdweights[i] = fmaf(scores[i], tdweights[i] - of[i % 2].y, tscores[i] * dweight);
-            dweights[i] = scores[i] * dweight;
-          }
-        }
+      const auto keep_first = [&] {
+        keep_order(scores);
+        keep_order(tscores);
+        keep_order(dweights);
+        keep_order(tdweights);
       };
       const auto round_all = [&] {
         round_sums(scores, weights);
@@ -214,12 +232,9 @@ __global__ void __launch_bounds__(backward_threads, 1)
       await(0);
       show_copies();
       multiply_first(0);
-      wait_products<1>(scores);
-      keep_order(tscores);
-      exponentials(0);
-      wait_products<0>(dweights);
-      keep_order(tdweights);
-      gradients(0);
+      wait_products<0>(scores);
+      keep_first();
+      make_weights(0);
       round_all();
       await(1);
       for (int n = 1; n < tiles.count; ++n) {
@@ -228,16 +243,10 @@ __global__ void __launch_bounds__(backward_threads, 1)
         multiply_first(n);
         multiply_last(n - 1);
         pass_turn();
-        wait_products<2>(scores);
-        keep_order(tscores);
-        exponentials(n);
-        wait_products<1>(dweights);
-        keep_order(tdweights);
-        gradients(n);
-        keep_order(scores);
-        keep_order(tscores);
-        keep_order(dweights);
-        keep_order(tdweights);
+        wait_products<1>(scores);
+        keep_first();
+        make_weights(n);
+        keep_first();
         await(n + 1);  // a loop: the compiler waits for products no earlier than here
         wait_products<0>(tdkey);
         keep_order(tdvalue);
