@@ -5,7 +5,7 @@
 ///
 /// A block owns 128 keys and goes along queries, as the keys' half of attention_backward_hopper.cuh
 /// does: one group brings tiles, two take turns at the tensor cores. Tiles are of 32 queries, for
-/// there are twice the sums; keys and what fits of the values then stay in registers, or the tensor
+/// there are twice the sums; 64 channels of keys and values then stay in registers, or the tensor
 /// cores would wait for shared memory.
 #pragma once
 
@@ -20,8 +20,7 @@ template <int D, bool own>
 struct TangentKeyOwner {
   static constexpr int columns = 32;  // queries of a tile
   static constexpr int stages = 4;
-  // Steps of 16 channels of the values that stay in registers.
-  static constexpr int kept = D <= 64 ? D / 16 : own ? 3 : 4;
+  static constexpr int kept = 4;  // of keys and values, 64 channels stay in registers
   using Own = Tile<D, hopper_rows>;
   using Queries = Tile<D, columns>;
   static constexpr int stage_bytes = 4 * Queries::bytes + 1024;  // numbers behind the tiles
@@ -82,16 +81,16 @@ __global__ void __launch_bounds__(backward_threads, 1)
     const Index key_head = blockIdx.y, group_size = shape.heads / shape.key_heads;
     const Index j0 = from + static_cast<Index>(blockIdx.x) * hopper_rows;
     const int count = static_cast<int>(to - j0 < hopper_rows ? to - j0 : hopper_rows);
-    // Positions relative to the first query's.
-    const LocalWindow window(shape, 0);
-    const int j_block = static_cast<int>(j0 - shape.position);
+    const int j_block = static_cast<int>(j0 - shape.position);  // as seen from the first query
+    const Window window(shape);
     // The queries that see the block's keys, for every head of the group, one after the other.
     struct {
       int begin, each, count;  // the first query, tiles of a head, tiles in all
     } tiles;
     tiles.begin = (j_block > 0 ? j_block : 0) / columns * columns;
-    const int reach = j_block + count - 1 + window.window;
-    const int end = reach < rows ? reach : static_cast<int>(rows);
+    const Index key_end = shape.position + rows;
+    const Index reach = j_block + count - 1 + (shape.window < key_end ? shape.window : key_end);
+    const int end = static_cast<int>(reach < rows ? reach : rows);
     tiles.each = (end - tiles.begin + columns - 1) / columns;
     tiles.count = tiles.each * static_cast<int>(group_size);
     const int group = group_index();
@@ -141,14 +140,12 @@ __global__ void __launch_bounds__(backward_threads, 1)
       }
     } else {
       take_registers<240>();
-      const int j_group = j_block + 64 * group;
       const unsigned own_rows = own_tiles + static_cast<unsigned>(64 * group * Own::pitch);
       // S, S', dP and dP', then P, P', dS and dS'.
       float scores[columns / 2], tscores[columns / 2], dweights[columns / 2],
           tdweights[columns / 2], tdkey[D / 2], tdvalue[D / 2];
       LeftOperand<columns / 16> weights, tweights, dscores, tdscores;
-      LeftOperand<D / 16> key_rows;
-      LeftOperand<Owner::kept> value_rows;
+      LeftOperand<Owner::kept> key_rows, value_rows;
 #pragma unroll
       for (int i = 0; i < D / 2; ++i) tdkey[i] = tdvalue[i] = 0;
 
@@ -156,8 +153,8 @@ __global__ void __launch_bounds__(backward_threads, 1)
         const unsigned q = Owner::tile(memory, n, 0), dout = Owner::tile(memory, n, 2);
         const unsigned own_values = own_rows + Own::bytes;
         begin_products();
-        multiply_channels<Queries>(scores, key_rows, q);
-        multiply_channels<Queries>(tscores, key_rows, q + Queries::bytes);
+        multiply_kept<Own, Queries>(scores, key_rows, own_rows, q);
+        multiply_kept<Own, Queries>(tscores, key_rows, own_rows, q + Queries::bytes);
         multiply_kept<Own, Queries>(dweights, value_rows, own_values, dout);
         multiply_kept<Own, Queries>(tdweights, value_rows, own_values, dout + Queries::bytes);
         if constexpr (own) {
@@ -175,20 +172,21 @@ __global__ void __launch_bounds__(backward_threads, 1)
         add_products_of_rows<Queries>(tdkey, dscores, q + Queries::bytes);
         commit_products();
       };
-      int i_tile = tiles.begin, tile = 0;
+      // By how much the first query is behind the group's first key.
+      int after = tiles.begin - j_block - 64 * group, tile = 0;
       const auto make_weights = [&](int n) {
-        if (!window.all_seen(i_tile, columns, j_group, 64)) {
+        if (after < 63 || !window.has(after + columns - 1)) {
 #pragma unroll
           for (int e = 0; e < columns / 2; ++e) {
-            if (!window.sees(i_tile + e / 4 * 8 + group_col(e), j_group + group_row(e % 4))) {
+            if (!window.has(after + e / 4 * 8 + group_col(e) - group_row(e % 4))) {
               scores[e] = -INFINITY;
             }
           }
         }
-        i_tile += columns;
+        after += columns;
         if (++tile == tiles.each) {
           tile = 0;
-          i_tile = tiles.begin;
+          after -= tiles.each * columns;
         }
         const unsigned mine = Owner::numbers(memory, n) + static_cast<unsigned>(16 * group_col(0));
 #pragma unroll
@@ -257,14 +255,17 @@ __global__ void __launch_bounds__(backward_threads, 1)
       wait_products<0>(tdkey);
       keep_order(tdvalue);
 
+      unsigned block;
+      asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));  // not kept along the loop
+      const Index begin = from + static_cast<Index>(block) * hopper_rows;
       const auto add_to = [&](const View<float>& out, const float(&sums)[D / 2]) {
         if (out.empty()) return;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          const int i = 64 * group + group_row(2 * r);
-          if (i >= count) continue;
+          const Index j = begin + 64 * group + group_row(2 * r);
+          if (j >= to) continue;
           float2* const at =
-              reinterpret_cast<float2*>(&out(j0 + i - first, key_head * D + group_col(0)));
+              reinterpret_cast<float2*>(&out(j - first, key_head * D + group_col(0)));
           float2 before[D / 8];  // all read before the first is written
 #pragma unroll
           for (int n = 0; n < D / 8; ++n) before[n] = at[4 * n];
