@@ -5,7 +5,7 @@
 ///
 /// A block owns 128 keys and goes along queries, as the keys' half of attention_backward_hopper.cuh
 /// does: one group brings tiles, two take turns at the tensor cores. Tiles are of 32 queries, for
-/// there are twice the sums; 64 channels of keys and values then stay in registers, or the tensor
+/// there are twice the sums; keys and values stay in registers as far as they fit, or the tensor
 /// cores would wait for shared memory.
 #pragma once
 
@@ -20,7 +20,8 @@ template <int D, bool own>
 struct TangentKeyOwner {
   static constexpr int columns = 32;  // queries of a tile
   static constexpr int stages = 4;
-  static constexpr int kept = 4;  // of keys and values, 64 channels stay in registers
+  // Of keys and values, so many times 16 channels stay in registers: as many as fit.
+  static constexpr int kept = own && D > 64 ? 3 : 4;
   using Own = Tile<D, hopper_rows>;
   using Queries = Tile<D, columns>;
   static constexpr int stage_bytes = 4 * Queries::bytes + 1024;  // numbers behind the tiles
@@ -28,39 +29,36 @@ struct TangentKeyOwner {
   static constexpr int shared_bytes = own_bytes + stages * stage_bytes + 1024;
   static_assert(columns * sizeof(QueryNumbers) <= 1024);
 
-  /// q, q', dO and dO' of tile n, in this order.
+  /// q, q', dO and dO' of tile n and its numbers, in this order.
   __device__ static unsigned tile(unsigned tiles, int n, int which) {
     return tiles + RingBarriers<stages>::place(n) * stage_bytes +
            static_cast<unsigned>(which * Queries::bytes);
   }
-  __device__ static unsigned numbers(unsigned tiles, int n) { return tile(tiles, n, 4); }
+  /// Those of the query in column c of tile n.
+  __device__ static QueryNumbers numbers(unsigned tiles, int n, int c) {
+    QueryNumbers out;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(out.log_sum), "=f"(out.tlog_sum), "=f"(out.along), "=f"(out.talong)
+                 : "r"(tile(tiles, n, 4) + static_cast<unsigned>(16 * c)));
+    return out;
+  }
+  /// sums = rows · queriesᵀ, along the channels; those that are not in registers are in row_tile.
+  __device__ static void multiply(float (&sums)[columns / 2], const LeftOperand<kept>& rows,
+                                  unsigned row_tile, unsigned query_tile) {
+    unsigned left = Own::operand(row_tile);
+    asm volatile("" : "+r"(left));  // as in multiply_channels
+    const unsigned right = Queries::operand(query_tile);
+#pragma unroll
+    for (int i = 0; i < kept; ++i) {
+      multiply_add<Depth::Channels>(sums, rows[i], Queries::along_channels(right, i), i > 0);
+    }
+#pragma unroll
+    for (int i = kept; i < D / 16; ++i) {
+      multiply_add<Depth::Channels>(sums, Own::along_channels(left, i),
+                                    Queries::along_channels(right, i), true);
+    }
+  }
 };
-
-/// sums = left · tileᵀ, along the channels; those that are not in registers are in left_tile.
-template <class Left, class Right, int n, int kept>
-__device__ void multiply_kept(float (&sums)[n], const LeftOperand<kept>& left, unsigned left_tile,
-                              unsigned tile) {
-  unsigned left_operand = Left::operand(left_tile);
-  asm volatile("" : "+r"(left_operand));  // as in multiply_channels
-  const unsigned right = Right::operand(tile);
-#pragma unroll
-  for (int i = 0; i < kept; ++i) {
-    multiply_add<Depth::Channels>(sums, left[i], Right::along_channels(right, i), i > 0);
-  }
-#pragma unroll
-  for (int i = kept; i < Right::channels / 16; ++i) {
-    multiply_add<Depth::Channels>(sums, Left::along_channels(left_operand, i),
-                                  Right::along_channels(right, i), true);
-  }
-}
-
-__device__ inline QueryNumbers load_numbers(unsigned at) {
-  QueryNumbers out;
-  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(out.log_sum), "=f"(out.tlog_sum), "=f"(out.along), "=f"(out.talong)
-               : "r"(at));
-  return out;
-}
 
 /// As attention_keys_tangent_bfloat16_kernel.
 template <int D, bool own>
@@ -128,7 +126,7 @@ __global__ void __launch_bounds__(backward_threads, 1)
         copy.all(Owner::tile(memory, n, 2), in.dout + row * D);
         copy.all(Owner::tile(memory, n, 3), in.tdout + row * D);
         if (thread < columns) {
-          copy_chunk(Owner::numbers(memory, n) + static_cast<unsigned>(16 * thread),
+          copy_chunk(Owner::tile(memory, n, 4) + static_cast<unsigned>(16 * thread),
                      in.numbers + row + thread);
         }
         ring.fill(n);
@@ -153,10 +151,10 @@ __global__ void __launch_bounds__(backward_threads, 1)
         const unsigned q = Owner::tile(memory, n, 0), dout = Owner::tile(memory, n, 2);
         const unsigned own_values = own_rows + Own::bytes;
         begin_products();
-        multiply_kept<Own, Queries>(scores, key_rows, own_rows, q);
-        multiply_kept<Own, Queries>(tscores, key_rows, own_rows, q + Queries::bytes);
-        multiply_kept<Own, Queries>(dweights, value_rows, own_values, dout);
-        multiply_kept<Own, Queries>(tdweights, value_rows, own_values, dout + Queries::bytes);
+        Owner::multiply(scores, key_rows, own_rows, q);
+        Owner::multiply(tscores, key_rows, own_rows, q + Queries::bytes);
+        Owner::multiply(dweights, value_rows, own_values, dout);
+        Owner::multiply(tdweights, value_rows, own_values, dout + Queries::bytes);
         if constexpr (own) {
           multiply_channels<Own, Queries>(tscores, own_rows + 2 * Own::bytes, q, true);
           multiply_channels<Own, Queries>(tdweights, own_rows + 3 * Own::bytes, dout, true);
@@ -188,10 +186,11 @@ __global__ void __launch_bounds__(backward_threads, 1)
           tile = 0;
           after -= tiles.each * columns;
         }
-        const unsigned mine = Owner::numbers(memory, n) + static_cast<unsigned>(16 * group_col(0));
 #pragma unroll
         for (int e = 0; e < columns / 2; e += 4) {
-          const QueryNumbers of[] = {load_numbers(mine + 32 * e), load_numbers(mine + 32 * e + 16)};
+          const int c = e / 4 * 8 + group_col(0);
+          const QueryNumbers of[] = {Owner::numbers(memory, n, c),
+                                     Owner::numbers(memory, n, c + 1)};
 #pragma unroll
           for (int i = e; i < e + 4; ++i) {
             const QueryNumbers& query = of[i % 2];
