@@ -66,6 +66,7 @@ void for_blocks(const Check& check) {
       check(rows, AttentionShape{2, 2, d, 100, 300}, 7, 60);
       check(rows, AttentionShape{4, 2, d, 20, 150}, 0, 0);
       check(rows, AttentionShape{1, 1, d, 150, 140}, 64, 500);
+      check(rows, AttentionShape{4, 2, d, 300, 410}, 9, 230);
       check(rows, AttentionShape{2, 1, d, 513, 1200}, 40, 0);
     }
     if (d > 80) continue;

@@ -9,10 +9,13 @@
 /// of a query and a cached key, 8 for the block's own keys), one owns keys (dk' = dS'ᵀ q + dSᵀ q',
 /// dv' = P'ᵀ dO + Pᵀ dO', 8 products, 10 for the block's own). The least that one kernel could do
 /// is 10, 15 for the block's own; counted so, 225 TFLOP/s on an H200 for heads of 64, 190 for heads
-/// of 80, where these instructions reach 600.
+/// of 80, where these instructions reach 600. On Hopper, the keys have
+/// attention_keys_tangent_hopper.cuh.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/attention_keys_tangent_bfloat16.cuh>
+#include <ttt/backend/cuda/kernels/attention_keys_tangent_hopper.cuh>
+#include <ttt/backend/cuda/kernels/attention_queries_tangent_bfloat16.cuh>
 #include <ttt/backend/cuda/kernels/attention_queries_tangent_hopper.cuh>
 
 namespace ttt::inline TTT_ABI {
@@ -56,6 +59,10 @@ bool Launch<S>::attention_backward_tangent_bfloat16(
       if (tdkeys.empty() && tdvalues.empty()) return;
       const auto keys_between = [&](auto own, Index begin, Index to) {
         if (begin >= to) return;
+        if (attention_keys_tangent_hopper<d(), own()>(stream, in, keys, values, shape, rows, tdkeys,
+                                                      tdvalues, first, begin, to)) {
+          return;
+        }
         constexpr int streamed = 8 * query_rows<d()> * flash_pitch<d()>;
         const dim3 blocks(grid(blocks_for(to - begin, flash_rows)), grid(shape.key_heads));
         start_tiles(attention_keys_tangent_bfloat16_kernel<d(), own()>, blocks, flash_threads,

@@ -261,11 +261,11 @@ __device__ void round_sums(const float (&sums)[n], LeftOperand<n / 8>& out) {
     out[i / 4][i % 4] = rounded_pair(sums[2 * i], sums[2 * i + 1]);
   }
 }
-/// 64 rows of a tile as a left operand in registers: read once, where a tile would be read again
-/// for every product.
+/// The first channels of 64 rows of a tile as a left operand in registers: read once, where a tile
+/// would be read again for every product.
 template <class From, int k>
 __device__ void load_left_rows(unsigned tile, LeftOperand<k>& out) {
-  static_assert(From::channels == 16 * k);
+  static_assert(From::channels >= 16 * k);
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int i = 0; i < 4 * k; ++i) {
