@@ -61,7 +61,12 @@ class Residual {
                  const More&... more) const {
     saved.h = h;
     saved.input = ops::rms_norm(c, h, {p.norm, eps_});
-    saved.y = sublayer_.forward(c, p.sublayer, saved.input.y, saved.sublayer, more...);
+    saved.y = [&] {
+      if constexpr (requires { sublayer_.apply(c, p.sublayer, saved.input.y, more...); }) {
+        if (!keep && !c.keeps()) return sublayer_.apply(c, p.sublayer, saved.input.y, more...);
+      }
+      return sublayer_.forward(c, p.sublayer, saved.input.y, saved.sublayer, more...);
+    }();
     if constexpr (Placement::post) {
       const auto out = ops::add_rms_norm(c, h, saved.y, {p.post_norm, eps_}, !keep);
       saved.post_inverse = out.inverse;

@@ -49,6 +49,13 @@ class SwiGLU {
     return ops::linear(c, saved.hidden, p.w2);
   }
 
+  /// The same where there is no way back.
+  template <class B, class Leaf>
+  View<typename B::Scalar> apply(Context<B>& c, const Parameters<Leaf>& p,
+                                 View<typename B::Scalar> x) const {
+    return ops::feed_forward(c, x, p.w1, p.w3, p.w2);
+  }
+
   /// Fills in the gradients that are there; computes dx only where it is.
   template <class C, class Tensor, class Leaf, class Gradient>
   void backward(C& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dy, Tensor dx,

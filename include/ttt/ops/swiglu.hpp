@@ -33,20 +33,51 @@ struct Gated {
   Tensor gate, up, hidden;
 };
 
+namespace detail {
+
+template <class B>
+Gated<View<typename B::Scalar>> make_gated(Context<B>& c, Index rows, Index hidden) {
+  return {c.make(rows, hidden), c.make(rows, hidden), c.make(rows, hidden)};
+}
+template <class B>
+void gated(const B& backend, View<const typename B::Scalar> x,
+           const StackedWeight<typename B::Scalar>& w1, const StackedWeight<typename B::Scalar>& w3,
+           const Gated<View<typename B::Scalar>>& out) {
+  if constexpr (requires { backend.gated(x, w1, w3, out.gate, out.up, out.hidden); }) {
+    const bool is_one = w1.sequences == 1 && w3.sequences == 1;
+    if (is_one && backend.gated(x, w1, w3, out.gate, out.up, out.hidden)) return;
+  }
+  products(backend, x, std::array{w1, w3}, std::array{out.gate, out.up});
+  backend.swiglu(out.gate, out.up, out.hidden);
+}
+
+}  // namespace detail
+
 /// silu(x · w1) * (x · w3), and both products. A backend may have all this in one primitive, gated.
 template <class B>
 Gated<View<typename B::Scalar>> gated(Context<B>& c, View<const typename B::Scalar> x,
                                       const StackedWeight<typename B::Scalar>& w1,
                                       const StackedWeight<typename B::Scalar>& w3) {
-  const Gated<View<typename B::Scalar>> out{c.make(x.rows, w1.cols), c.make(x.rows, w3.cols),
-                                            c.make(x.rows, w1.cols)};
-  if constexpr (requires { c.backend.gated(x, w1, w3, out.gate, out.up, out.hidden); }) {
-    const bool is_one = w1.sequences == 1 && w3.sequences == 1;
-    if (is_one && c.backend.gated(x, w1, w3, out.gate, out.up, out.hidden)) return out;
-  }
-  detail::products(c.backend, x, std::array{w1, w3}, std::array{out.gate, out.up});
-  c.backend.swiglu(out.gate, out.up, out.hidden);
+  const auto out = detail::make_gated(c, x.rows, w1.cols);
+  detail::gated(c.backend, x, w1, w3, out);
   return out;
+}
+/// (silu(x · w1) * (x · w3)) · w2, when nothing else of it is needed. A backend may have it in one
+/// primitive, feed_forward, which gets memory for one matrix of x.rows x w1.cols.
+template <class B>
+View<typename B::Scalar> feed_forward(Context<B>& c, View<const typename B::Scalar> x,
+                                      const StackedWeight<typename B::Scalar>& w1,
+                                      const StackedWeight<typename B::Scalar>& w3,
+                                      const StackedWeight<typename B::Scalar>& w2) {
+  const auto inner = detail::make_gated(c, x.rows, w1.cols);
+  const auto y = c.make(x.rows, w2.cols);
+  if constexpr (requires { c.backend.feed_forward(x, w1, w3, w2, inner.hidden.data, y); }) {
+    const bool is_one = w1.sequences == 1 && w3.sequences == 1 && w2.sequences == 1;
+    if (is_one && c.backend.feed_forward(x, w1, w3, w2, inner.hidden.data, y)) return y;
+  }
+  detail::gated(c.backend, x, w1, w3, inner);
+  detail::product(c.backend, inner.hidden, w2, y, Write::Replace);
+  return y;
 }
 template <class B>
 Gated<DualView<typename B::Scalar>> gated(TangentContext<B>& c,

@@ -129,6 +129,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
                    const std::array<Out, count>& y) const requires(fast) {
     return Queue::product_each(x, w, y);
   }
+  using Queue::feed_forward;
   using Queue::matmul_gradient_parts;
   using Queue::matmul_gradient_sum;
   using Queue::matmul_parts;

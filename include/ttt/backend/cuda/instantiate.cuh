@@ -14,6 +14,7 @@
 #include <ttt/backend/cuda/kernels/attention_tangent_bfloat16.cuh>
 #include <ttt/backend/cuda/kernels/conv.cuh>
 #include <ttt/backend/cuda/kernels/flat.cuh>
+#include <ttt/backend/cuda/kernels/gated_hopper.cuh>
 #include <ttt/backend/cuda/kernels/gradient_hopper.cuh>
 #include <ttt/backend/cuda/kernels/head_hopper.cuh>
 #include <ttt/backend/cuda/kernels/loss.cuh>

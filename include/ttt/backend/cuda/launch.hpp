@@ -125,6 +125,9 @@ struct [[gnu::visibility("hidden")]] Launch {
   /// kernel for it.
   static bool gradient(Stream, std::span<const View<const bfloat16>> x,
                        std::span<const View<const bfloat16>> dy, View<S> dw, Write);
+  /// out = silu(x · w1) * (x · w3) of many rows; false likewise.
+  static bool gated_rows(Stream, View<const bfloat16> x, Weight<S> w1, Weight<S> w3,
+                         View<bfloat16> out);
   /// y (+)= x · w of a few rows; y written twice where there is a copy.
   static void matvec(Stream, View<const S> x, Weight<S> w, View<S> y, Write, View<S> copy = {});
   /// y = x · w for each of `count` weights. False, and nothing done, where they do not lie alike.

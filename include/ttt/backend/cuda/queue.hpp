@@ -167,6 +167,13 @@ class Queue {
     start_pending();
     tensor_cores_->multiply_pairs(x, dy, dw, write);
   }
+  /// A feed-forward of which nothing but y is needed; false where there is no kernel.
+  bool feed_forward(In x, Weight<S> w1, Weight<S> w3, Weight<S> w2, S* memory, Out y) const
+      requires(fast) {
+    if (x.rows <= TensorCores::few_rows) return false;
+    start_pending();
+    return tensor_cores_->feed_forward(x, w1, w3, w2, memory, y);
+  }
   /// Head and loss of rows without their logits; false where there is no kernel.
   bool head_loss(In h, Weight<S> head, const Token* targets, const S* weights, S* nll, Out dh,
                  S* scratch) const requires(fast) {

@@ -109,6 +109,26 @@ class TensorCores {
     }
   }
 
+  /// y = (silu(x · w1) * (x · w3)) · w2 of many rows, with memory for as many bfloat16s as lie
+  /// between the products. False likewise.
+  bool feed_forward(const View<const float>& x, const Weight<float>& w1, const Weight<float>& w3,
+                    const Weight<float>& w2, float* memory, const View<float>& y) {
+    const View<bfloat16> hidden(reinterpret_cast<bfloat16*>(memory), x.rows, w1.cols);
+    if (!is_large({memory, x.rows, 2 * w1.cols})) return false;
+    const std::lock_guard lock(mutex_);
+    const cudaStream_t stream = device_->stream();
+    const Weight<float> operands[] = {x, w1, w3, w2};
+    make_room(operands);
+    const View<const bfloat16> left = rounded(stream, x).stored<bfloat16>();
+    const Weight<float> gate = rounded(stream, w1), up = rounded(stream, w3),
+                        down = rounded(stream, w2);
+    if (!Launch<float>::gated_rows(stream, left, gate, up, hidden)) return false;
+    forget_what_was_in({memory, x.rows, w1.cols});
+    forget_what_was_in(y);
+    start(stream, View<const bfloat16>(hidden), down, y, Write::Replace, {});
+    return true;
+  }
+
   /// nll[t] = -log softmax(h[t] · head)[targets[t]] and, unless it is absent, dh = the gradient of
   /// sum of weights[t] · nll[t], in `scratch` of HeadScratch::size(words) a row. False, and nothing
   /// done, where there is no kernel for it. Throws Error when there is no room for rounded

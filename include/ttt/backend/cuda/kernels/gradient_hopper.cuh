@@ -58,7 +58,9 @@ bool Launch<S>::gradient(Stream stream, std::span<const View<const bfloat16>> x,
     if (dw.rows > most || dw.cols > most || x.size() > 2 || !runs_hopper_code()) return false;
     ProductMaps maps = {};
     for (std::size_t i = 0; i < x.size(); ++i) {
-      if (!describe_operands<Depth::Rows, Depth::Rows>(x[i], dy[i], static_cast<int>(i), maps)) {
+      const int which = static_cast<int>(i);
+      if (!describe_left<Depth::Rows>(x[i], which, maps) ||
+          !describe_right<Depth::Rows>(dy[i], which, maps)) {
         return false;
       }
     }

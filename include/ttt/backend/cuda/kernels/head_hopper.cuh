@@ -179,16 +179,15 @@ inline bool head_hopper(cudaStream_t stream, View<const bfloat16> h, const Weigh
   ProductMaps maps = {};
   PowersEnd end{{}, targets, scratch.base, scratch.sums, static_cast<int>(head.cols), want_powers};
   if (!describe_boxes(scratch.powers, 64, end.map)) return false;
-  const auto launch = [&]<Depth right>(std::integral_constant<Depth, right>) {
-    if (!describe_operands<Depth::Channels, right>(h, head.stored<bfloat16>(), 0, maps)) {
+  return with_depth(head, [&]<Depth right>(std::integral_constant<Depth, right>) {
+    if (!describe_left<Depth::Channels>(h, 0, maps) ||
+        !describe_right<right>(head.stored<bfloat16>(), 0, maps)) {
       return false;
     }
     head_base_kernel<<<grid(blocks_for(32 * h.rows, 256)), 256, 0, stream>>>(h, head, targets,
                                                                              scratch.base);
     return start_product<Depth::Channels, right>(stream, maps, h.rows, head.cols, end);
-  };
-  return head.transposed ? launch(std::integral_constant<Depth, Depth::Channels>())
-                         : launch(std::integral_constant<Depth, Depth::Rows>());
+  });
 }
 
 }  // namespace

@@ -39,10 +39,12 @@ struct ProductTiles {
   }
 };
 
-/// Operands whose depths lie behind each other: left[0] · right[0] + left[1] · right[1].
+/// Operands whose depths lie behind each other: left[0] · right[0] + left[1] · right[1]; or, side
+/// by side, whose columns do, 128 of each in turn: left[0] · (right[0] right[1]).
 struct ProductMaps {
   CUtensorMap left[2], right[2];
   int steps[2] = {};
+  bool side_by_side = false;
 };
 
 /// Which tiles a pair of blocks computes next: those that share columns follow each other.
@@ -96,8 +98,11 @@ __device__ void bring_operands(const ProductMaps& maps, const ProductWork& work,
   unsigned round = 1;
   for (int i = static_cast<int>(blockIdx.x) / 2; i < work.count;
        i += static_cast<int>(gridDim.x) / 2) {
-    const int row = work.row(i, rank), half = product_tile_columns / 2;
-    const int column = work.column_tile(i) * product_tile_columns + static_cast<int>(rank) * half;
+    constexpr int half = product_tile_columns / 2;
+    const int row = work.row(i, rank), tile = work.column_tile(i);
+    const int column = maps.side_by_side
+                           ? tile * half
+                           : tile * product_tile_columns + static_cast<int>(rank) * half;
     for (int k = 0; k < maps.steps[0] + maps.steps[1]; ++k) {
       const int which = k < maps.steps[0] ? 0 : 1;
       const int depth = (which == 0 ? k : k - maps.steps[0]) * product_tile_depth;
@@ -114,12 +119,13 @@ __device__ void bring_operands(const ProductMaps& maps, const ProductWork& work,
         }
       }
       to += Tiles::Left::bytes + rank * (Tiles::Right::bytes / 2);
+      const CUtensorMap& columns = maps.right[maps.side_by_side ? static_cast<int>(rank) : which];
       if constexpr (right == Depth::Channels) {
-        bring_box_to_all(maps.right[which], column, depth, to, &full[stage], 3);
+        bring_box_to_all(columns, column, depth, to, &full[stage], 3);
       } else {
 #pragma unroll
         for (int n = 0; n < half / 64; ++n) {
-          bring_box_to_all(maps.right[which], depth, column + 64 * n,
+          bring_box_to_all(columns, depth, column + 64 * n,
                            to + static_cast<unsigned>(n * Tiles::Right::block), &full[stage], 3);
         }
       }
@@ -226,17 +232,24 @@ bool start_product(cudaStream_t stream, const ProductMaps& maps, Index rows, Ind
   return false;
 }
 
-/// Describes a pair of operands: an operand's boxes are half of a tile's columns, or its rows.
-template <Depth left, Depth right>
-bool describe_operands(const View<const bfloat16>& a, const View<const bfloat16>& b, int which,
-                       ProductMaps& maps) {
-  const Index depth = left == Depth::Channels ? a.cols : a.rows;
-  maps.steps[which] = static_cast<int>(blocks_for(depth, product_tile_depth));
-  constexpr int left_box = left == Depth::Channels ? product_tile_rows : product_tile_depth;
-  constexpr int right_box =
-      right == Depth::Channels ? product_tile_columns / 2 : product_tile_depth;
-  return describe_boxes(a, left_box, maps.left[which]) &&
-         describe_boxes(b, right_box, maps.right[which]);
+/// Describes an operand: a box is all rows of a tile or, to the right, half of its columns.
+template <Depth left>
+bool describe_left(const View<const bfloat16>& a, int which, ProductMaps& maps) {
+  constexpr bool channels = left == Depth::Channels;
+  maps.steps[which] = static_cast<int>(blocks_for(channels ? a.cols : a.rows, product_tile_depth));
+  return describe_boxes(a, channels ? product_tile_rows : product_tile_depth, maps.left[which]);
+}
+template <Depth right>
+bool describe_right(const View<const bfloat16>& b, int which, ProductMaps& maps) {
+  constexpr int box = right == Depth::Channels ? product_tile_columns / 2 : product_tile_depth;
+  return describe_boxes(b, box, maps.right[which]);
+}
+
+/// Calls f with where a weight has its depth, as a number the compiler knows.
+template <class F>
+bool with_depth(const Weight<float>& w, const F& f) {
+  return w.transposed ? f(std::integral_constant<Depth, Depth::Channels>())
+                      : f(std::integral_constant<Depth, Depth::Rows>());
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Head and loss of rows of many words, with logits in memory and without, and gradients of large
-// weights.
+// Products that end in something else than their sums: head and loss of rows of many words, with
+// logits in memory and without, feed-forwards, and gradients of large weights.
 #include <array>
 #include <cmath>
 #include <cstddef>
@@ -189,4 +189,47 @@ TEST_CASE("a gradient of two pairs of operands is the sum of both") {
     check(33, 2120, 2312, 8, write);
     check(64, 5000, 1000, 3, write);  // rows that no box can describe
   }
+}
+
+TEST_CASE("a feed-forward of many rows of which nothing but the end is needed") {
+  Random random{7};
+  const Fast gpu;
+  const auto check = [&](Index rows, Index width, Index hidden, bool transposed) {
+    CAPTURE(rows);
+    CAPTURE(width);
+    CAPTURE(hidden);
+    CAPTURE(transposed);
+    const auto x = rounded(random, rows, width, 4);
+    const StoredWeight<float> w1(random, {width, hidden}, transposed, true);
+    const StoredWeight<float> w3(random, {width, hidden}, transposed, true);
+    const StoredWeight<float> w2(random, {hidden, width}, transposed, true);
+    auto y = Matrix<float>::output(rows, width, 4);
+    bool done = false;
+    {
+      StagedCall<Fast> call(gpu);
+      auto memory = gpu.allocate<float>(rows * hidden);
+      done = gpu.feed_forward(call(x.view()), call(w1.weight()), call(w3.weight()),
+                              call(w2.weight()), memory.data(), call(y.view()));
+    }
+    if (!done) return false;
+    auto want = y.as<double>();
+    auto gate = Matrix<double>::output(rows, hidden), up = gate, inner = gate;
+    const auto x_ = x.as<double>();
+    const auto w1_ = w1.as<double>(), w2_ = w2.as<double>(), w3_ = w3.as<double>();
+    exact.matmul(x_.view(), w1_.weight(), gate.view(), Write::Replace);
+    exact.matmul(x_.view(), w3_.weight(), up.view(), Write::Replace);
+    exact.swiglu(gate.view(), up.view(), inner.view());
+    exact.matmul(inner.view(), w2_.weight(), want.view(), Write::Replace);
+    CHECK(y.guarded());
+    CHECK(relative_error<float>(y.view(), want.view()) <= 5e-3);
+    return true;
+  };
+  bool hopper = false;
+  for (const bool transposed : {true, false}) {
+    hopper = check(2048, 40, 1088, transposed);
+    CHECK(check(2100, 72, 1000, transposed) == hopper);
+    CHECK(check(1030, 136, 3000, transposed) == hopper);
+  }
+  CHECK_FALSE(check(100, 40, 64, false));    // too little for a GPU
+  CHECK_FALSE(check(2048, 40, 1002, true));  // rows that no box can describe
 }
