@@ -36,7 +36,9 @@ struct Loss {
 };
 
 void check_loss(const Loss& loss) {
-  const auto [rows, depth, words, transposed, tangents, scale] = loss;
+  const Index rows = loss.rows, depth = loss.depth, words = loss.words;
+  const bool transposed = loss.transposed, tangents = loss.tangents;
+  const double scale = loss.scale;
   CAPTURE(rows);
   CAPTURE(depth);
   CAPTURE(words);
@@ -162,8 +164,8 @@ TEST_CASE("a gradient of two pairs of operands is the sum of both") {
     auto dw = before, again = before;
     {
       StagedCall<Fast> call(gpu);
-      const std::array x_{call(x[0].view()), call(x[1].view())};
-      const std::array dy_{call(dy[0].view()), call(dy[1].view())};
+      const std::array<Weight<float>, 2> x_{call(x[0].view()), call(x[1].view())};
+      const std::array<Weight<float>, 2> dy_{call(dy[0].view()), call(dy[1].view())};
       gpu.matmul_gradient_sum(x_, dy_, call(dw.view()), write);
       gpu.matmul_gradient_sum(x_, dy_, call(again.view()), write);
     }
@@ -232,4 +234,58 @@ TEST_CASE("a feed-forward of many rows of which nothing but the end is needed") 
   }
   CHECK_FALSE(check(100, 40, 64, false));    // too little for a GPU
   CHECK_FALSE(check(2048, 40, 1002, true));  // rows that no box can describe
+}
+
+TEST_CASE("the way back through a gate of which nothing but the ends is needed") {
+  Random random{8};
+  const Fast gpu;
+  const Index rows = 100, width = 72, hidden = 200;
+  for (const bool transposed : {true, false}) {
+    for (int wanted = 1; wanted < 4; ++wanted) {
+      CAPTURE(transposed);
+      CAPTURE(wanted);
+      const bool want_dw = wanted % 2 == 1, want_dx = wanted >= 2;
+      const auto x = rounded(random, rows, width, 4), dout = rounded(random, rows, hidden, 0);
+      const auto gate = rounded(random, rows, hidden, 4), up = rounded(random, rows, hidden, 8);
+      const StoredWeight<float> w1(random, {width, hidden}, transposed, true);
+      const StoredWeight<float> w3(random, {width, hidden}, transposed, false);
+      auto dx = Matrix<float>::output(rows, width, 4);
+      auto dw1 = Matrix<float>::input(random, width, hidden, 4), dw3 = dw1;
+      auto dx_ = dx.as<double>(), dw1_ = dw1.as<double>(), dw3_ = dw3.as<double>();
+      {
+        StagedCall<Fast> call(gpu);
+        auto dgate = gpu.allocate<float>(rows * hidden), dup = gpu.allocate<float>(rows * hidden);
+        const View<float> none;
+        CHECK(gpu.gated_backward({call(x.view()),
+                                  call(gate.view()),
+                                  call(up.view()),
+                                  call(dout.view()),
+                                  call(w1.weight()),
+                                  call(w3.weight()),
+                                  {dgate.data(), rows, hidden},
+                                  {dup.data(), rows, hidden},
+                                  want_dw ? call(dw1.view()) : none,
+                                  want_dw ? call(dw3.view()) : none,
+                                  want_dx ? call(dx.view()) : none,
+                                  Write::Add}));
+      }
+      auto dgate = Matrix<double>::output(rows, hidden), dup = dgate;
+      const auto w1_ = w1.as<double>(), w3_ = w3.as<double>();
+      exact.swiglu_backward(gate.as<double>().view(), up.as<double>().view(),
+                            dout.as<double>().view(), dgate.view(), dup.view());
+      if (want_dx) {
+        exact.matmul(dgate.view(), w1_.weight().transpose(), dx_.view(), Write::Replace);
+        exact.matmul(dup.view(), w3_.weight().transpose(), dx_.view(), Write::Add);
+        CHECK(relative_error<float>(dx.view(), dx_.view()) <= 5e-3);
+      }
+      if (want_dw) {
+        exact.matmul_gradient(x.as<double>().view(), dgate.view(), dw1_.view(), Write::Add);
+        exact.matmul_gradient(x.as<double>().view(), dup.view(), dw3_.view(), Write::Add);
+        CHECK(relative_error<float>(dw1.view(), dw1_.view()) <= 5e-3);
+        CHECK(relative_error<float>(dw3.view(), dw3_.view()) <= 5e-3);
+      }
+      CHECK(dx.guarded());
+      CHECK(dw1.guarded());
+    }
+  }
 }

@@ -62,9 +62,8 @@ class SwiGLU {
                 const Parameters<Gradient>& d) const {
     const Tensor dhidden = c.adjoint(saved.hidden);
     ops::linear_backward(c, saved.hidden, p.w2, dy, d.w2, dhidden);
-    const auto inner = ops::swiglu_backward(c, saved.gate, saved.up, dhidden);
-    ops::linear_backward(c, saved.x, p.w1, inner.gate, d.w1, dx);
-    ops::linear_backward(c, saved.x, p.w3, inner.up, d.w3, dx, Write::Add);
+    ops::gated_backward(c, saved.x, ops::Gated<Tensor>{saved.gate, saved.up, saved.hidden}, p.w1,
+                        p.w3, dhidden, d.w1, d.w3, dx);
   }
 
  private:

@@ -61,9 +61,10 @@ template <class B>
 void add_gradients(const B& backend, const std::array<View<const typename B::Scalar>, 2>& x,
                    const std::array<View<const typename B::Scalar>, 2>& dy,
                    const StackedWeight<typename B::Scalar>& w, View<typename B::Scalar> dw) {
-  if constexpr (requires { backend.matmul_gradient_sum(x, dy, dw, Write::Add); }) {
+  const std::array<Weight<typename B::Scalar>, 2> left{x[0], x[1]}, right{dy[0], dy[1]};
+  if constexpr (requires { backend.matmul_gradient_sum(left, right, dw, Write::Add); }) {
     if (w.sequences == 1 && !x[1].empty()) {
-      return backend.matmul_gradient_sum(x, dy, w.gradient_of(0, dw), Write::Add);
+      return backend.matmul_gradient_sum(left, right, w.gradient_of(0, dw), Write::Add);
     }
   }
   if (!x[1].empty()) product_gradient(backend, x[1], dy[1], w, dw, Write::Add);

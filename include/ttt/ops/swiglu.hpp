@@ -95,16 +95,6 @@ struct SwigluGradient {
 };
 
 template <class B>
-SwigluGradient<View<typename B::Scalar>> swiglu_backward(Context<B>& c,
-                                                         View<const typename B::Scalar> gate,
-                                                         View<const typename B::Scalar> up,
-                                                         View<const typename B::Scalar> dout) {
-  const SwigluGradient<View<typename B::Scalar>> d{c.make(gate.rows, gate.cols),
-                                                   c.make(gate.rows, gate.cols)};
-  c.backend.swiglu_backward(gate, up, dout, d.gate, d.up);
-  return d;
-}
-template <class B>
 SwigluGradient<DualView<typename B::Scalar>> swiglu_backward(
     TangentContext<B>& c, const DualView<typename B::Scalar>& gate,
     const DualView<typename B::Scalar>& up, const DualView<typename B::Scalar>& dout) {
@@ -117,6 +107,41 @@ SwigluGradient<DualView<typename B::Scalar>> swiglu_backward(
     c.backend.swiglu_backward(gate.value, up.value, dout.tangent, d.gate.tangent, d.up.tangent);
   }
   return d;
+}
+
+/// From the gradient of gated's hidden values to dw1, dw3 and dx, as linear_backward gives them. A
+/// backend may have all this in one primitive, gated_backward.
+template <class B>
+void gated_backward(Context<B>& c, View<const typename B::Scalar> x,
+                    const Gated<View<typename B::Scalar>>& saved,
+                    const StackedWeight<typename B::Scalar>& w1,
+                    const StackedWeight<typename B::Scalar>& w3,
+                    View<const typename B::Scalar> dhidden, View<typename B::Scalar> dw1,
+                    View<typename B::Scalar> dw3, View<typename B::Scalar> dx) {
+  const SwigluGradient<View<typename B::Scalar>> d{c.make(x.rows, w1.cols),
+                                                   c.make(x.rows, w3.cols)};
+  if constexpr (requires(GatedBackward<typename B::Scalar> work) {
+                  c.backend.gated_backward(work);
+                }) {
+    const bool is_one = w1.sequences == 1 && w3.sequences == 1;
+    const GatedBackward<typename B::Scalar> work{
+        x, saved.gate, saved.up, dhidden, w1, w3, d.gate, d.up, dw1, dw3, dx, c.gradients};
+    if (is_one && !c.keeps() && c.backend.gated_backward(work)) return;
+  }
+  c.backend.swiglu_backward(saved.gate, saved.up, dhidden, d.gate, d.up);
+  linear_backward(c, x, w1, d.gate, dw1, dx);
+  linear_backward(c, x, w3, d.up, dw3, dx, Write::Add);
+}
+template <class B>
+void gated_backward(TangentContext<B>& c, const DualView<typename B::Scalar>& x,
+                    const Gated<DualView<typename B::Scalar>>& saved,
+                    const DualWeight<typename B::Scalar>& w1,
+                    const DualWeight<typename B::Scalar>& w3,
+                    const DualView<typename B::Scalar>& dhidden, View<typename B::Scalar> dw1,
+                    View<typename B::Scalar> dw3, const DualView<typename B::Scalar>& dx) {
+  const auto d = swiglu_backward(c, saved.gate, saved.up, dhidden);
+  linear_backward(c, x, w1, d.gate, dw1, dx);
+  linear_backward(c, x, w3, d.up, dw3, dx, Write::Add);
 }
 
 }  // namespace ops

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <type_traits>
+#include <utility>
 
 #include <ttt/backend/concepts.hpp>
 #include <ttt/backend/cuda/beside.hpp>
@@ -49,6 +50,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   using Launch = detail::Launch<S>;
   using In = View<const S>;
   using Out = View<S>;
+  using Operand = detail::Operand<S>;
   static constexpr bool fast = products == Products::Bfloat16;
 
  public:
@@ -103,17 +105,11 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
 
   using Queue::allocate;
   using Queue::copy;
+  using Queue::fill;
+  using Queue::narrow;
   using Queue::to_device;
   using Queue::to_host;
-  void widen(Weight<S> w, Out out) const { Launch::widen(next(), w, out); }
-  /// Rounds `size` elements.
-  void narrow(const S* from, bfloat16* to, Index size) const requires(fast) {
-    Launch::round(next(), In(from, 1, size), Narrow(to, 1, size));
-  }
-  void fill(S value, S* to, Index size) const { Launch::fill(next(), value, to, size); }
-  void fill(bfloat16 value, bfloat16* to, Index size) const requires(fast) {
-    Launch::fill(next(), value, to, size);
-  }
+  using Queue::widen;
 
   // ---- products ---------------------------------------------------------------------------------
 
@@ -130,6 +126,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
     return Queue::product_each(x, w, y);
   }
   using Queue::feed_forward;
+  using Queue::gated_backward;
   using Queue::matmul_gradient_parts;
   using Queue::matmul_gradient_sum;
   using Queue::matmul_parts;
@@ -149,22 +146,16 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   void rms_norm(In x, Norm<S> norm, Out y, Out inverse) const { Queue::norm(x, norm, y, inverse); }
   void rms_norm_backward(In x, Norm<S> norm, In inverse, In dy, Out dx, Write write,
                          Out dscale) const {
-    with_column_scratch(dscale, x.rows, [&](void* scratch) {
-      rounding({write == Write::Add ? Out() : dx}, {dx, dscale}, [&](Narrow rounded) {
-        Launch::rms_norm_backward(device_->stream(), false, {x, {}}, norm, {inverse, {}}, {dy, {}},
-                                  dx, write, dscale, scratch, rounded);
-      });
-    });
+    norm_backward(false, {x, {}}, norm, {inverse, {}}, {dy, {}}, dx, write, dscale);
   }
   void rms_norm_tangent(In x, In tx, Norm<S> norm, In, In th, Out ty, Out tinverse) const {
-    Launch::rms_norm(next(), true, {x, tx}, norm, {{}, th}, ty, tinverse);
+    rounding({ty}, {ty, tinverse}, [&](Narrow rounded) {
+      Launch::rms_norm(device_->stream(), true, {x, tx}, norm, {{}, th}, ty, tinverse, rounded);
+    });
   }
   void rms_norm_backward_tangent(In x, In tx, Norm<S> norm, In inverse, In tinverse, In dy, In tdy,
                                  Out tdx, Write write, Out tdscale) const {
-    with_column_scratch(tdscale, x.rows, [&](void* scratch) {
-      Launch::rms_norm_backward(next(), true, {x, tx}, norm, {inverse, tinverse}, {dy, tdy}, tdx,
-                                write, tdscale, scratch);
-    });
+    norm_backward(true, {x, tx}, norm, {inverse, tinverse}, {dy, tdy}, tdx, write, tdscale);
   }
   void add(In a, In b, Out out) const { Queue::sum({a, b, out}); }
   void add_rms_norm(In h, In x, Norm<S> norm, Out out, Out inverse) const {
@@ -180,12 +171,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   }
   void head_norm_rope_backward(In x, Norm<S> norm, In inverse, In angles, RopeLayout layout, In dy,
                                Out dx, Out dscale) const {
-    with_column_scratch(dscale, x.rows * (x.cols / angles.cols), [&](void* scratch) {
-      rounding({dx}, {dx, dscale}, [&](Narrow rounded) {
-        Launch::head_norm_rope_backward(device_->stream(), false, {x, {}}, norm, {inverse, {}},
-                                        angles, layout, {dy, {}}, dx, dscale, scratch, rounded);
-      });
-    });
+    heads_backward(false, {x, {}}, norm, {inverse, {}}, angles, layout, {dy, {}}, dx, dscale);
   }
   void head_norm_rope_tangent(In x, In tx, Norm<S> norm, In, In angles, RopeLayout layout, Out ty,
                               Out tinverse) const {
@@ -194,10 +180,8 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   void head_norm_rope_backward_tangent(In x, In tx, Norm<S> norm, In inverse, In tinverse,
                                        In angles, RopeLayout layout, In dy, In tdy, Out tdx,
                                        Out tdscale) const {
-    with_column_scratch(tdscale, x.rows * (x.cols / angles.cols), [&](void* scratch) {
-      Launch::head_norm_rope_backward(next(), true, {x, tx}, norm, {inverse, tinverse}, angles,
-                                      layout, {dy, tdy}, tdx, tdscale, scratch);
-    });
+    heads_backward(true, {x, tx}, norm, {inverse, tinverse}, angles, layout, {dy, tdy}, tdx,
+                   tdscale);
   }
   void swiglu(In gate, In up, Out out) const {
     rounding({out}, {out}, [&](Narrow rounded) {
@@ -211,11 +195,16 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
     });
   }
   void swiglu_tangent(In gate, In tgate, In up, In tup, Out tout) const {
-    Launch::swiglu(next(), true, {gate, tgate}, {up, tup}, tout);
+    rounding({tout}, {tout}, [&](Narrow rounded) {
+      Launch::swiglu(device_->stream(), true, {gate, tgate}, {up, tup}, tout, rounded);
+    });
   }
   void swiglu_backward_tangent(In gate, In tgate, In up, In tup, In dout, In tdout, Out tdgate,
                                Out tdup) const {
-    Launch::swiglu_backward(next(), true, {gate, tgate}, {up, tup}, {dout, tdout}, tdgate, tdup);
+    rounding({tdgate, tdup}, {tdgate, tdup}, [&](Narrow rounded_gate, Narrow rounded_up) {
+      Launch::swiglu_backward(device_->stream(), true, {gate, tgate}, {up, tup}, {dout, tdout},
+                              tdgate, tdup, rounded_gate, rounded_up);
+    });
   }
 
   void chunk_conv(In x, Weight<S> taps, Index chunk, Out y) const {
@@ -330,15 +319,14 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
         product(tz.gradient(), head.transpose(), tdh.rows_at(first, rows), Write::Replace);
       }
       if (tdhead.empty()) return;
-      const auto both = [&](In hidden, Weight<S> dlogits) {
-        if (is_embedding(tdhead, head)) {
-          product(dlogits.transpose(), hidden, tdhead, Write::Add);
-        } else {
-          product(Weight<S>(hidden).transpose(), dlogits, tdhead, Write::Add);
-        }
-      };
-      both(x, tz.gradient());
-      if (!tx.empty()) both(tx, z.gradient());
+      std::array<Weight<S>, 2> hidden{x, tx}, dlogits{tz.gradient(), z.gradient()};
+      if (is_embedding(tdhead, head)) std::swap(hidden, dlogits);
+      if constexpr (fast) {
+        if (!tx.empty()) return this->matmul_gradient_sum(hidden, dlogits, tdhead, Write::Add);
+      }
+      for (std::size_t i = 0; i < (tx.empty() ? 1 : 2); ++i) {
+        product(hidden[i].transpose(), dlogits[i], tdhead, Write::Add);
+      }
     });
   }
 
@@ -376,6 +364,24 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   Backend(std::shared_ptr<const detail::Device> device, bool own_stream)
       : Queue(std::move(device), own_stream) {}
 
+  void norm_backward(bool tangents, const Operand& x, Norm<S> norm, const Operand& inverse,
+                     const Operand& dy, Out dx, Write write, Out dscale) const {
+    with_column_scratch(dscale, x.value.rows, [&](void* scratch) {
+      rounding({write == Write::Add ? Out() : dx}, {dx, dscale}, [&](Narrow rounded) {
+        Launch::rms_norm_backward(device_->stream(), tangents, x, norm, inverse, dy, dx, write,
+                                  dscale, scratch, rounded);
+      });
+    });
+  }
+  void heads_backward(bool tangents, const Operand& x, Norm<S> norm, const Operand& inverse,
+                      In angles, RopeLayout layout, const Operand& dy, Out dx, Out dscale) const {
+    with_column_scratch(dscale, x.value.rows * (x.value.cols / angles.cols), [&](void* scratch) {
+      rounding({dx}, {dx, dscale}, [&](Narrow rounded) {
+        Launch::head_norm_rope_backward(device_->stream(), tangents, x, norm, inverse, angles,
+                                        layout, dy, dx, dscale, scratch, rounded);
+      });
+    });
+  }
   template <class F>
   void with_column_scratch(Out dscale, Index rows, const F& f) const {
     device_->with_scratch(dscale.empty() ? 0 : Launch::column_scratch(rows, dscale.cols), f);

@@ -80,6 +80,16 @@ class Queue {
     device_->copy(next(), from, to, size, cudaMemcpyDeviceToDevice);
   }
 
+  void widen(Weight<S> w, Out out) const { Launch<S>::widen(next(), w, out); }
+  /// Rounds `size` elements.
+  void narrow(const S* from, bfloat16* to, Index size) const requires(fast) {
+    Launch<S>::round(next(), In(from, 1, size), View<bfloat16>(to, 1, size));
+  }
+  void fill(S value, S* to, Index size) const { Launch<S>::fill(next(), value, to, size); }
+  void fill(bfloat16 value, bfloat16* to, Index size) const requires(fast) {
+    Launch<S>::fill(next(), value, to, size);
+  }
+
   /// Calls start(a place for a rounded copy of each result), which puts the kernels that make them
   /// on the stream; they write nothing but `written`.
   template <std::size_t count, class F>
@@ -162,8 +172,8 @@ class Queue {
   }
 
   /// dw (+)= x0ᵀ · dy0 + x1ᵀ · dy1.
-  void matmul_gradient_sum(const std::array<In, 2>& x, const std::array<In, 2>& dy, Out dw,
-                           Write write) const requires(fast) {
+  void matmul_gradient_sum(const std::array<Weight<S>, 2>& x, const std::array<Weight<S>, 2>& dy,
+                           Out dw, Write write) const requires(fast) {
     start_pending();
     tensor_cores_->multiply_pairs(x, dy, dw, write);
   }
@@ -173,6 +183,12 @@ class Queue {
     if (x.rows <= TensorCores::few_rows) return false;
     start_pending();
     return tensor_cores_->feed_forward(x, w1, w3, w2, memory, y);
+  }
+  /// The way back through its first half; false likewise.
+  bool gated_backward(const GatedBackward<S>& work) const requires(fast) {
+    if (work.gate.rows <= TensorCores::few_rows) return false;
+    start_pending();
+    return tensor_cores_->gated_backward(work);
   }
   /// Head and loss of rows without their logits; false where there is no kernel.
   bool head_loss(In h, Weight<S> head, const Token* targets, const S* weights, S* nll, Out dh,

@@ -9,15 +9,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
 #include <vector>
 
-#include <ttt/backend/cuda/cublas.hpp>
 #include <ttt/backend/cuda/device.hpp>
 #include <ttt/backend/cuda/launch.hpp>
+#include <ttt/backend/cuda/product_plans.hpp>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
@@ -36,7 +35,7 @@ class TensorCores {
   /// Without `remember`, every product rounds anew: a caller who has the stream may put kernels of
   /// his own between them.
   TensorCores(const std::shared_ptr<const Device>& device, bool remember)
-      : device_(device), remember_(remember) {}
+      : device_(device), plans_(device), remember_(remember) {}
 
   /// Something else than a product is put on the stream.
   void forget() {
@@ -85,13 +84,13 @@ class TensorCores {
     make_room(both);
     const Weight<float> left = rounded(stream, a), right = rounded(stream, b);
     forget_what_was_in(c);
-    start(stream, left, right, c, write, {});
+    plans_.start(stream, left, right, c, write, {});
   }
 
-  /// dw (+)= x0ᵀ · dy0 + x1ᵀ · dy1, of two pairs at once where the gradient is large: it is written
-  /// once. Throws Error when there is no room for rounded operands.
-  void multiply_pairs(const std::array<View<const float>, 2>& x,
-                      const std::array<View<const float>, 2>& dy, View<float> dw, Write write) {
+  /// dw (+)= x0ᵀ · dy0 + x1ᵀ · dy1, of both pairs at once where the gradient is large: it is
+  /// written once. Throws Error when there is no room for rounded operands.
+  void multiply_pairs(const std::array<Weight<float>, 2>& x, const std::array<Weight<float>, 2>& dy,
+                      View<float> dw, Write write) {
     const std::lock_guard lock(mutex_);
     const cudaStream_t stream = device_->stream();
     const Weight<float> operands[] = {x[0], dy[0], x[1], dy[1]};
@@ -104,8 +103,8 @@ class TensorCores {
     forget_what_was_in(dw);
     if (is_large(dw) && Launch<float>::gradient(stream, left, right, dw, write)) return;
     for (std::size_t i = 0; i < 2; ++i) {
-      start(stream, Weight<float>(left[i]).transpose(), right[i], dw, i == 0 ? write : Write::Add,
-            {});
+      plans_.start(stream, Weight<float>(left[i]).transpose(), right[i], dw,
+                   i == 0 ? write : Write::Add, {});
     }
   }
 
@@ -125,7 +124,42 @@ class TensorCores {
     if (!Launch<float>::gated_rows(stream, left, gate, up, hidden)) return false;
     forget_what_was_in({memory, x.rows, w1.cols});
     forget_what_was_in(y);
-    start(stream, View<const bfloat16>(hidden), down, y, Write::Replace, {});
+    plans_.start(stream, View<const bfloat16>(hidden), down, y, Write::Replace, {});
+    return true;
+  }
+
+  /// The way back through its first half, with what is between in bfloat16. False, and nothing
+  /// done, where rows do not lie in eights. Throws Error when there is no room for rounded
+  /// operands.
+  bool gated_backward(const GatedBackward<float>& work) {
+    const View<const float>& gate = work.gate;
+    if (gate.cols % row_alignment != 0) return false;
+    const auto narrow = [&](const View<float>& memory) {
+      return View<bfloat16>(reinterpret_cast<bfloat16*>(memory.data), gate.rows, gate.cols);
+    };
+    const View<bfloat16> between[] = {narrow(work.dgate), narrow(work.dup)};
+    const std::lock_guard lock(mutex_);
+    const cudaStream_t stream = device_->stream();
+    const Weight<float> operands[] = {work.x, work.w1, work.w3};
+    make_room(operands);
+    for (const View<float>& memory : {work.dgate, work.dup}) forget_what_was_in(memory);
+    Launch<float>::swiglu_backward(stream, false, {gate, {}}, {work.up, {}}, {work.dout, {}}, {},
+                                   {}, between[0], between[1]);
+    const View<float> dw[] = {work.dw1, work.dw3};
+    const Weight<float> w[] = {work.w1, work.w3};
+    for (int i = 0; i < 2; ++i) {
+      const View<const bfloat16> dy = between[i];
+      if (!dw[i].empty()) {
+        const Weight<float> x = rounded(stream, work.x);
+        forget_what_was_in(dw[i]);
+        plans_.start(stream, x.transpose(), dy, dw[i], work.gradients, {});
+      }
+      if (!work.dx.empty()) {
+        const Weight<float> back = rounded(stream, w[i]).transpose();
+        forget_what_was_in(work.dx);
+        plans_.start(stream, dy, back, work.dx, i == 0 ? Write::Replace : Write::Add, {});
+      }
+    }
     return true;
   }
 
@@ -145,7 +179,8 @@ class TensorCores {
     if (!Launch<float>::head_powers(stream, left, right, targets, at, !dh.empty())) return false;
     if (!dh.empty()) {
       forget_what_was_in(dh);
-      start(stream, View<const bfloat16>(at.powers), right.transpose(), dh, Write::Replace, {});
+      plans_.start(stream, View<const bfloat16>(at.powers), right.transpose(), dh, Write::Replace,
+                   {});
     }
     Launch<float>::head_loss(stream, left, right, targets, weights, at, nll, dh);
     return true;
@@ -180,10 +215,10 @@ class TensorCores {
     batch.right_apart = distance<bfloat16>(right);
     for (const View<float>& each : y) forget_what_was_in(each);
     if (batch.right_apart > 0) {
-      start(stream, left, right[0], first, Write::Replace, batch);
+      plans_.start(stream, left, right[0], first, Write::Replace, batch);
     } else {
       for (std::size_t i = 0; i < count; ++i)
-        start(stream, left, right[i], y[i], Write::Replace, {});
+        plans_.start(stream, left, right[i], y[i], Write::Replace, {});
     }
     return true;
   }
@@ -201,7 +236,7 @@ class TensorCores {
     make_room(operands);
     const View<const bfloat16> left = first_part(stream, x, parts);
     forget_what_was_in(y);
-    start(stream, left, w, first, write, {parts, left.rows * left.stride, apart, out_apart});
+    plans_.start(stream, left, w, first, write, {parts, left.rows * left.stride, apart, out_apart});
     return true;
   }
   /// dw (+)= xᵀ · dy of each part likewise, where gradients lie so far apart.
@@ -217,13 +252,12 @@ class TensorCores {
     for (Index i = 0; i < parts; ++i) {
       forget_what_was_in({dw.data + i * apart, dw.rows, dw.cols, dw.stride});
     }
-    start(stream, Weight<float>(left).transpose(), right, dw, write,
-          {parts, left.rows * left.stride, right.rows * right.stride, apart});
+    plans_.start(stream, Weight<float>(left).transpose(), right, dw, write,
+                 {parts, left.rows * left.stride, right.rows * right.stride, apart});
     return true;
   }
 
  private:
-  static constexpr Index workspace_bytes = Index{32} << 20;
   static constexpr Index row_alignment = 8;  // elements: 16 bytes
   /// Tiles of a product that keep a GPU's multiprocessors busy, four for each of an H200's: then
   /// one product after the other is as good.
@@ -233,13 +267,6 @@ class TensorCores {
   /// Enough tiles of 128 x 256 for a GPU's multiprocessors.
   static bool is_large(const View<float>& c) { return tiles(c) >= filling_tiles / 2; }
 
-  /// Products that are computed as one, as many with operands and results at equal distances.
-  struct Batch {
-    Index count = 1;
-    Index left_apart = 0;  // elements from one to the next
-    Index right_apart = 0;
-    Index out_apart = 0;
-  };
   /// Elements from one matrix to the next, if the same everywhere, forwards, and in alignment; else
   /// 0.
   template <class Element, class Matrices>
@@ -344,102 +371,12 @@ class TensorCores {
     return rounded(stream, x).stored<bfloat16>().part(0, parts);
   }
 
-  /// What decides how a product is computed: sizes, strides, layouts, alignments.
-  using Shape = std::array<Index, 15>;
-
-  struct Plan {
-    Owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy> product;
-    Owned<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy> left, right, out;
-    cublasLtMatmulAlgo_t algorithm;
-  };
-
-  /// cuBLASLt's matrices are column-major, so it is asked for cᵀ = bᵀ · aᵀ.
-  void start(cudaStream_t stream, const Weight<float>& a, const Weight<float>& b, View<float> c,
-             Write write, const Batch& batch) {
-    const Plan& plan = plan_of(a, b, c, batch);
-    if (workspace_.size() == 0) workspace_ = Buffer<std::uint8_t>(device_, workspace_bytes);
-    const float one = 1, rest = write == Write::Add ? 1.0f : 0.0f;
-    check(cublasLtMatmul(handle_.get(), plan.product.get(), &one, b.data, plan.left.get(), a.data,
-                         plan.right.get(), &rest, c.data, plan.out.get(), c.data, plan.out.get(),
-                         &plan.algorithm, workspace_.data(), workspace_bytes, stream),
-          "a product");
-  }
-
-  static std::uint32_t alignment_of(const void* data) {
-    const auto address = reinterpret_cast<std::uintptr_t>(data);
-    return address % 16 == 0 ? 16u : static_cast<std::uint32_t>(address & (~address + 1));
-  }
-
-  const Plan& plan_of(const Weight<float>& a, const Weight<float>& b, const View<float>& c,
-                      const Batch& batch) {
-    const std::uint32_t alignments[] = {alignment_of(a.data), alignment_of(b.data),
-                                        alignment_of(c.data)};
-    const Shape shape = {
-        c.rows,        c.cols,      b.rows,           a.transposed,      b.transposed,
-        a.stride,      b.stride,    c.stride,         alignments[0],     alignments[1],
-        alignments[2], batch.count, batch.left_apart, batch.right_apart, batch.out_apart};
-    const auto found = plans_.find(shape);
-    if (found != plans_.end()) return *found->second;
-    if (handle_.get() == nullptr) check(cublasLtCreate(handle_.place()), "no handle");
-    auto plan = std::make_unique<Plan>();
-    check(cublasLtMatmulDescCreate(plan->product.place(), CUBLAS_COMPUTE_32F, CUDA_R_32F),
-          "a product's description");
-    const auto set = [&](cublasLtMatmulDescAttributes_t what, const auto& value) {
-      check(cublasLtMatmulDescSetAttribute(plan->product.get(), what, &value, sizeof value),
-            "a product's description");
-    };
-    set(CUBLASLT_MATMUL_DESC_TRANSA, b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
-    set(CUBLASLT_MATMUL_DESC_TRANSB, a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
-    const auto layout = [&](auto& place, cudaDataType type, Index stored_rows, Index stored_cols,
-                            Index stride, Index apart) {
-      check(cublasLtMatrixLayoutCreate(place.place(), type, static_cast<std::uint64_t>(stored_cols),
-                                       static_cast<std::uint64_t>(stored_rows), stride),
-            "a matrix's layout");
-      if (batch.count == 1) return;
-      const auto times = static_cast<std::int32_t>(batch.count);
-      check(cublasLtMatrixLayoutSetAttribute(place.get(), CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
-                                             &times, sizeof times),
-            "a matrix's layout");
-      const std::int64_t to_next = apart;
-      check(cublasLtMatrixLayoutSetAttribute(
-                place.get(), CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &to_next, sizeof to_next),
-            "a matrix's layout");
-    };
-    const auto stored_a = a.stored<bfloat16>(), stored_b = b.stored<bfloat16>();
-    layout(plan->left, CUDA_R_16BF, stored_b.rows, stored_b.cols, b.stride, batch.right_apart);
-    layout(plan->right, CUDA_R_16BF, stored_a.rows, stored_a.cols, a.stride, batch.left_apart);
-    layout(plan->out, CUDA_R_32F, c.rows, c.cols, c.stride, batch.out_apart);
-
-    Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy> wish;
-    check(cublasLtMatmulPreferenceCreate(wish.place()), "a preference");
-    const auto ask = [&](cublasLtMatmulPreferenceAttributes_t what, const auto& value) {
-      check(cublasLtMatmulPreferenceSetAttribute(wish.get(), what, &value, sizeof value),
-            "a preference");
-    };
-    ask(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<std::size_t>(workspace_bytes));
-    ask(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignments[1]);
-    ask(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignments[0]);
-    ask(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignments[2]);
-    ask(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignments[2]);
-    cublasLtMatmulHeuristicResult_t best = {};
-    int count = 0;
-    check(cublasLtMatmulAlgoGetHeuristic(handle_.get(), plan->product.get(), plan->left.get(),
-                                         plan->right.get(), plan->out.get(), plan->out.get(),
-                                         wish.get(), 1, &best, &count),
-          "no way to compute a product");
-    check(count > 0 ? best.state : CUBLAS_STATUS_NOT_SUPPORTED, "no way to compute a product");
-    plan->algorithm = best.algo;
-    return *plans_.emplace(shape, std::move(plan)).first->second;
-  }
-
   std::shared_ptr<const Device> device_;
   std::mutex mutex_;
+  ProductPlans plans_;
   bool remember_;
-  Owned<cublasLtHandle_t, cublasLtDestroy> handle_;
-  std::map<Shape, std::unique_ptr<Plan>> plans_;
   Buffer<std::uint8_t> scratch_;
   std::vector<Rounded> rounded_;  // one behind the other in scratch
-  Buffer<std::uint8_t> workspace_;
 };
 
 }  // namespace cuda::detail

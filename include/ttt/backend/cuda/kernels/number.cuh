@@ -164,11 +164,11 @@ __device__ void put_pack(const View<S>& to, Index i, Index j, const Pack<T, N>& 
 /// A copy in bfloat16 of what a product will read, where one is wanted.
 template <class T, int N>
 __device__ void put_rounded(const View<bfloat16>& to, Index i, Index j, const Pack<T, N>& x) {
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (std::is_same_v<ScalarOf<T>, float>) {
     if (to.data == nullptr) return;
     RawPack<bfloat16, N> raw;
 #pragma unroll
-    for (int n = 0; n < N; ++n) set(raw.at[n], x.at[n]);
+    for (int n = 0; n < N; ++n) set(raw.at[n], result_of(x.at[n]));
     *reinterpret_cast<RawPack<bfloat16, N>*>(to.row(i) + j) = raw;
   }
 }
