@@ -109,7 +109,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   using Queue::narrow;
   using Queue::to_device;
   using Queue::to_host;
-  using Queue::widen;
+  void widen(Weight<S> w, Out out) const { Launch::widen(next(), w, out); }
 
   // ---- products ---------------------------------------------------------------------------------
 

@@ -80,7 +80,6 @@ class Queue {
     device_->copy(next(), from, to, size, cudaMemcpyDeviceToDevice);
   }
 
-  void widen(Weight<S> w, Out out) const { Launch<S>::widen(next(), w, out); }
   /// Rounds `size` elements.
   void narrow(const S* from, bfloat16* to, Index size) const requires(fast) {
     Launch<S>::round(next(), In(from, 1, size), View<bfloat16>(to, 1, size));
