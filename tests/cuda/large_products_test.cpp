@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Products that end in something else than their sums: head and loss of rows of many words, with
 // logits in memory and without, feed-forwards, and gradients of large weights.
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
@@ -33,6 +34,7 @@ struct Loss {
   Index rows, depth, words;
   bool transposed = true, tangents = false;
   double scale = 3;
+  bool narrow = true;
 };
 
 void check_loss(const Loss& loss) {
@@ -47,7 +49,7 @@ void check_loss(const Loss& loss) {
   Random random{4};
   const Fast gpu;
   const auto h = rounded(random, rows, depth, 4, scale), th = rounded(random, rows, depth, 0);
-  const StoredWeight<float> head(random, {depth, words}, transposed, true);
+  const StoredWeight<float> head(random, {depth, words}, transposed, loss.narrow);
   std::vector<Token> targets;
   std::vector<float> weights;
   for (Index t = 0; t < rows; ++t) {
@@ -114,7 +116,8 @@ TEST_CASE("the loss of many rows, whose logits are in no memory") {
     check_loss({300, 200, 2056, transposed, false, 1});
     check_loss({300, 64, 2056, transposed, false, 0.01});
   }
-  check_loss({1100, 16, 128256});  // more rows than are computed at once
+  check_loss({130, 72, 1000, false, false, 0.3, false});  // a head in float
+  check_loss({1100, 16, 128256});                         // more rows than are computed at once
 }
 
 TEST_CASE("words that differ by more than powers can tell") {

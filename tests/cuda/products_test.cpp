@@ -70,6 +70,12 @@ void for_blocks(const Check& check) {
       check(rows, AttentionShape{2, 1, d, 513, 1200}, 40, 0);
     }
     if (d > 80) continue;
+    // Many tiles, windows about the size of one, far positions.
+    check(200, AttentionShape{1, 1, d, 2100, 3000}, 9, 0);
+    for (const Index window : {1, 2, 63, 65, 128}) {
+      check(129, AttentionShape{2, 1, d, window, 1'000'003}, 7, 0);
+      check(65, AttentionShape{2, 1, d, window, window - 1}, 0, 0);
+    }
     // So many heads that blocks of more rows fill a GPU.
     for (Index rows : {230, 256}) {
       check(rows, AttentionShape{70, 2, d, 1000, 0}, 0, 0);

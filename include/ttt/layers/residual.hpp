@@ -55,7 +55,8 @@ class Residual {
 
   Parameters<Shape> shapes() const { return {{1, width_}, {1, width_}, sublayer_.shapes()}; }
 
-  /// h + post_norm(sublayer(norm(h))); written over h unless `keep`. `more` goes to the sub-layer.
+  /// h + post_norm(sublayer(norm(h))); written over h unless `keep`, without which `saved` is of no
+  /// use afterwards. `more` goes to the sub-layer.
   template <class C, class Tensor, class Leaf, class... More>
   Tensor forward(C& c, const Parameters<Leaf>& p, Tensor h, bool keep, Saved<Tensor>& saved,
                  const More&... more) const {

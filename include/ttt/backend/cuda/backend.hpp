@@ -282,7 +282,8 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   // ---- the loss ---------------------------------------------------------------------------------
 
   Index cross_entropy_scratch(Index rows, Index vocabulary) const {
-    return Logits::size(Logits::rows_at_once(rows, vocabulary), vocabulary);
+    const Index block = Logits::rows_at_once(rows, vocabulary);
+    return std::max(Logits::size(block, vocabulary), block * detail::HeadScratch::size(vocabulary));
   }
   void cross_entropy(In h, Weight<S> head, const Token* targets, const S* weights, S* nll, Out dh,
                      S* scratch) const {

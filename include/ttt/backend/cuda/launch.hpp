@@ -121,6 +121,8 @@ struct [[gnu::visibility("hidden")]] Launch {
   /// c (+)= a · b of shapes (m, k) and (k, n).
   static void matmul(Stream, View<const S> a, bool a_transposed, Weight<S> b, View<S> c, Write);
   static void round(Stream, View<const S> from, View<bfloat16> to);
+  /// Whether there are kernels for products of so many rows that end otherwise than in their sums.
+  static bool has_large_products(Index rows);
   /// dw (+)= the sum of xᵀ · dy over at most two pairs. False, and nothing done, where there is no
   /// kernel for it.
   static bool gradient(Stream, std::span<const View<const bfloat16>> x,

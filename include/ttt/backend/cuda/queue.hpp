@@ -176,10 +176,11 @@ class Queue {
     start_pending();
     tensor_cores_->multiply_pairs(x, dy, dw, write);
   }
-  /// A feed-forward of which nothing but y is needed; false where there is no kernel.
+  /// A feed-forward of which nothing but y is needed. False, and nothing done, where there is no
+  /// kernel for it.
   bool feed_forward(In x, Weight<S> w1, Weight<S> w3, Weight<S> w2, S* memory, Out y) const
       requires(fast) {
-    if (x.rows <= TensorCores::few_rows) return false;
+    if (!Launch<S>::has_large_products(x.rows)) return false;
     start_pending();
     return tensor_cores_->feed_forward(x, w1, w3, w2, memory, y);
   }
@@ -189,9 +190,10 @@ class Queue {
     start_pending();
     return tensor_cores_->gated_backward(work);
   }
-  /// Head and loss of rows without their logits; false where there is no kernel.
+  /// Head and loss of rows without their logits; false likewise.
   bool head_loss(In h, Weight<S> head, const Token* targets, const S* weights, S* nll, Out dh,
                  S* scratch) const requires(fast) {
+    if (!Launch<S>::has_large_products(h.rows)) return false;
     start_pending();
     return tensor_cores_->head_loss(h, head, targets, weights, nll, dh, scratch);
   }

@@ -91,9 +91,11 @@ class TensorCores {
   /// written once. Throws Error when there is no room for rounded operands.
   void multiply_pairs(const std::array<Weight<float>, 2>& x, const std::array<Weight<float>, 2>& dy,
                       View<float> dw, Write write) {
+    if (dw.rows == 0 || dw.cols == 0) return;
     const std::lock_guard lock(mutex_);
     const cudaStream_t stream = device_->stream();
     const Weight<float> operands[] = {x[0], dy[0], x[1], dy[1]};
+    for ([[maybe_unused]] const Weight<float>& w : operands) TTT_ASSERT(!w.transposed);
     make_room(operands);
     std::array<View<const bfloat16>, 2> left, right;
     for (std::size_t i = 0; i < 2; ++i) {
@@ -109,7 +111,8 @@ class TensorCores {
   }
 
   /// y = (silu(x · w1) * (x · w3)) · w2 of many rows, with memory for as many bfloat16s as lie
-  /// between the products. False likewise.
+  /// between the products. False where there is too little work for it, or rows do not lie in
+  /// eights. Throws Error when there is no room for rounded operands.
   bool feed_forward(const View<const float>& x, const Weight<float>& w1, const Weight<float>& w3,
                     const Weight<float>& w2, float* memory, const View<float>& y) {
     const View<bfloat16> hidden(reinterpret_cast<bfloat16*>(memory), x.rows, w1.cols);
@@ -133,7 +136,10 @@ class TensorCores {
   /// operands.
   bool gated_backward(const GatedBackward<float>& work) {
     const View<const float>& gate = work.gate;
-    if (gate.cols % row_alignment != 0) return false;
+    for (const View<float>& memory : {work.dgate, work.dup}) {
+      if (gate.cols % row_alignment != 0 || reinterpret_cast<std::uintptr_t>(memory.data) % 16 != 0)
+        return false;
+    }
     const auto narrow = [&](const View<float>& memory) {
       return View<bfloat16>(reinterpret_cast<bfloat16*>(memory.data), gate.rows, gate.cols);
     };
@@ -176,6 +182,7 @@ class TensorCores {
     const View<const bfloat16> left = rounded(stream, h).stored<bfloat16>();
     const Weight<float> right = rounded(stream, head);
     const HeadScratch at(scratch, h.rows, head.cols);
+    forget_what_was_in({scratch, 1, h.rows * HeadScratch::size(head.cols)});
     if (!Launch<float>::head_powers(stream, left, right, targets, at, !dh.empty())) return false;
     if (!dh.empty()) {
       forget_what_was_in(dh);

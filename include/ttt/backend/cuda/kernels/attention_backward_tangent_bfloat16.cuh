@@ -9,8 +9,8 @@
 /// of a query and a cached key, 8 for the block's own keys), one owns keys (dk' = dS'ᵀ q + dSᵀ q',
 /// dv' = P'ᵀ dO + Pᵀ dO', 8 products, 10 for the block's own). The least that one kernel could do
 /// is 10, 15 for the block's own; counted so, 225 TFLOP/s on an H200 for heads of 64, 190 for heads
-/// of 80, where these instructions reach 600. On Hopper both halves have kernels of their own,
-/// attention_*_tangent_hopper.cuh: 385 and 380.
+/// of 80, where these instructions reach 600. On Hopper queries have a kernel of their own, and keys
+/// in heads up to 80, attention_*_tangent_hopper.cuh: 385 and 380.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/attention_keys_tangent_bfloat16.cuh>

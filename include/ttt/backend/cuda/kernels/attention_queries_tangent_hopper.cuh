@@ -5,9 +5,9 @@
 ///
 /// A block owns 128 queries and goes along tiles of keys, from the oldest to the newest: one group
 /// brings tiles, two take turns at the tensor cores, as in attention_queries_hopper.cuh. Registers
-/// hold the sums of four products and dq' for 64 keys at a time. A product so narrow reads shared
-/// memory as fast as that gives when its left operand lies there, too; half as fast else. So the
-/// left operands for which there is room stay in registers.
+/// hold the sums of four products and dq' for 64 keys at a time. Products so narrow wait for shared
+/// memory if their left operand lies there, too, so those for which there is room stay in
+/// registers.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/attention_queries_tangent_bfloat16.cuh>
