@@ -50,6 +50,13 @@ void check_loss(const Loss& loss) {
   const Fast gpu;
   const auto h = rounded(random, rows, depth, 4, scale), th = rounded(random, rows, depth, 0);
   const StoredWeight<float> head(random, {depth, words}, transposed, loss.narrow);
+  if (!loss.narrow) {
+    const auto stored = head.weight().stored<float>();
+    for (Index i = 0; i < stored.rows; ++i) {
+      float* const row = const_cast<float*>(stored.row(i));
+      std::transform(row, row + stored.cols, row, [](float x) { return float(bfloat16(x)); });
+    }
+  }
   std::vector<Token> targets;
   std::vector<float> weights;
   for (Index t = 0; t < rows; ++t) {
