@@ -10,6 +10,7 @@
 #include <memory>
 #include <utility>
 
+#include <ttt/backend/concepts.hpp>
 #include <ttt/backend/cuda/cublas.hpp>
 #include <ttt/backend/cuda/device.hpp>
 #include <ttt/core/view.hpp>
