@@ -90,6 +90,11 @@ struct Rotation {
   Place place;
 };
 
+/// Elements of a row whose end is rounded up to where bfloat16s can be moved eight at a time.
+constexpr Index in_whole_eights(Index count) {
+  return (count + 7) / 8 * 8;
+}
+
 /// What the head's loss needs for a block of rows: powers of the logits in bfloat16, their sums
 /// over each tile of words, and what was taken off the exponents.
 struct HeadScratch {
@@ -100,15 +105,14 @@ struct HeadScratch {
   float* base = nullptr;
 
   HeadScratch(float* memory, Index rows, Index words)
-      : powers(reinterpret_cast<bfloat16*>(memory), rows, words, in_eights(words)),
-        sums(memory + rows * in_eights(words) / 2, rows, tiles(words)),
+      : powers(reinterpret_cast<bfloat16*>(memory), rows, words, in_whole_eights(words)),
+        sums(memory + rows * in_whole_eights(words) / 2, rows, tiles(words)),
         base(sums.data + rows * tiles(words)) {}
 
   /// Scalars a row.
-  static constexpr Index size(Index words) { return in_eights(words) / 2 + tiles(words) + 1; }
+  static constexpr Index size(Index words) { return in_whole_eights(words) / 2 + tiles(words) + 1; }
 
  private:
-  static constexpr Index in_eights(Index count) { return (count + 7) / 8 * 8; }
   static constexpr Index tiles(Index words) { return (words + tile - 1) / tile; }
 };
 
@@ -127,7 +131,7 @@ struct [[gnu::visibility("hidden")]] Launch {
   /// kernel for it.
   static bool gradient(Stream, std::span<const View<const bfloat16>> x,
                        std::span<const View<const bfloat16>> dy, View<S> dw, Write);
-  /// out = silu(x · w1) * (x · w3) of many rows; false likewise.
+  /// out = silu(x · w1) * (x · w3), where there are such kernels; false likewise.
   static bool gated_rows(Stream, View<const bfloat16> x, Weight<S> w1, Weight<S> w3,
                          View<bfloat16> out);
   /// y (+)= x · w of a few rows; y written twice where there is a copy.

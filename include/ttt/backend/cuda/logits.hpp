@@ -23,8 +23,8 @@ class Logits {
   Logits() = default;
   Logits(S* memory, Index rows, Index words) : value(memory, rows, words) {
     if constexpr (beside) {
-      gradient_ = {reinterpret_cast<bfloat16*>(memory + in_eights(rows * words)), rows, words,
-                   in_eights(words)};
+      gradient_ = {reinterpret_cast<bfloat16*>(memory + in_whole_eights(rows * words)), rows, words,
+                   in_whole_eights(words)};
     }
   }
 
@@ -53,7 +53,8 @@ class Logits {
 
   /// Scalars of scratch.
   static Index size(Index rows, Index words) {
-    return in_eights(rows * words) + (beside ? in_eights(rows * in_eights(words) / 2) : 0);
+    return in_whole_eights(rows * words) +
+           (beside ? in_whole_eights(rows * in_whole_eights(words) / 2) : 0);
   }
 
   /// How many rows exist at a time: as many as make large products, in bounded memory, and whole
@@ -70,8 +71,6 @@ class Logits {
   }
 
  private:
-  static Index in_eights(Index count) { return (count + 7) / 8 * 8; }
-
   View<Gradient> gradient_;
 };
 

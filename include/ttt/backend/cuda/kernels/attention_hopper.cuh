@@ -171,9 +171,7 @@ __global__ void __launch_bounds__(ForwardShape<D, groups>::threads, 1)
         show_copies();
       };
       // One group multiplies while the others take exponentials.
-      const auto take_turn = [&] { meet(1 + group, 2 * group_threads); };
-      const auto pass_turn = [&] { pass(1 + (group + 1) % groups, 2 * group_threads); };
-      if (group == groups - 1) pass_turn();
+      const Turns<groups> turns(group);
 
       await_tiles(0);
       multiply_scores(0);
@@ -183,10 +181,10 @@ __global__ void __launch_bounds__(ForwardShape<D, groups>::threads, 1)
       round_sums(scores, weights);
       await_tiles(1);
       for (int n = 1; n < tiles.count; ++n) {
-        take_turn();
+        turns.take();
         multiply_scores(n);
         multiply_values(n - 1);
-        pass_turn();
+        turns.pass_on();
         wait_products<1>(scores);
         stream.keys.release(n);
         exponentials(n);

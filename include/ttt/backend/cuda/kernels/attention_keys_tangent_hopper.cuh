@@ -219,9 +219,7 @@ __global__ void __launch_bounds__(backward_threads, 1)
       const auto await = [&](int n) {
         if (n < tiles.count) ring.wait_full(n);
       };
-      const auto take_turn = [&] { meet(1 + group, 2 * group_threads); };
-      const auto pass_turn = [&] { pass(1 + (group + 1) % backward_groups, 2 * group_threads); };
-      if (group == backward_groups - 1) pass_turn();
+      const Turns<backward_groups> turns(group);
 
       barrier_wait(&own_full, 0);
       load_left_rows<Own>(own_rows, key_rows);
@@ -236,10 +234,10 @@ __global__ void __launch_bounds__(backward_threads, 1)
       await(1);
       for (int n = 1; n < tiles.count; ++n) {
         show_copies();
-        take_turn();
+        turns.take();
         multiply_first(n);
         multiply_last(n - 1);
-        pass_turn();
+        turns.pass_on();
         wait_products<1>(scores);
         keep_first();
         make_weights(n);

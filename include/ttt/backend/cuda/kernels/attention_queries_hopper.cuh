@@ -165,9 +165,7 @@ __global__ void __launch_bounds__(backward_threads, 1)
       const auto await_values = [&](int n) {
         if (n < tiles.count) stream.values.wait_full(n);
       };
-      const auto take_turn = [&] { meet(1 + group, 2 * group_threads); };
-      const auto pass_turn = [&] { pass(1 + (group + 1) % backward_groups, 2 * group_threads); };
-      if (group == backward_groups - 1) pass_turn();
+      const Turns<backward_groups> turns(group);
 
       await_keys(0);
       await_values(0);
@@ -184,10 +182,10 @@ __global__ void __launch_bounds__(backward_threads, 1)
       await_values(1);
       for (int n = 1; n < tiles.count; ++n) {
         show_copies();
-        take_turn();
+        turns.take();
         multiply_scores(n);
         multiply_dscores(n - 1);
-        pass_turn();
+        turns.pass_on();
         wait_products<2>(scores);
         weights(n);
         keep_order(scores);

@@ -193,17 +193,7 @@ __global__ void __launch_bounds__(tangent_block_threads, 1)
       };
       // P, of the tile whose first key is j; keys from `end` on are not there.
       const auto exponentials = [&](int j, int end) {
-        if (!window.all_seen(i0, 64, j, columns) || j + columns > end) {
-#pragma unroll
-          for (int e = 0; e < columns / 2; ++e) {
-            const int key = j + e / 4 * 8 + group_col(e);
-            if (key >= end || !window.sees(i0 + group_row(e % 4), key)) scores[e] = -INFINITY;
-          }
-        }
-#pragma unroll
-        for (int e = 0; e < columns / 2; ++e) {
-          scores[e] = exp2_of(fmaf(scores[e], log2_e, -log_sums[e / 2 % 2]));
-        }
+        take_probabilities(scores, window, i0, j, end, 1.0f, log_sums);
       };
       // dS in place of dP, dS' in place of dP'.
       const auto gradients = [&] {
@@ -220,9 +210,7 @@ __global__ void __launch_bounds__(tangent_block_threads, 1)
         keep_order(dweights);
         keep_order(tdweights);
       };
-      const auto take_turn = [&] { meet(1 + group, tangent_consumers); };
-      const auto pass_turn = [&] { pass(1 + (group + 1) % tangent_groups, tangent_consumers); };
-      if (group == tangent_groups - 1) pass_turn();
+      const Turns<tangent_groups> turns(group);
 
       if (tiles.still_count > 0) {
         ring.places.wait_full(0);
@@ -238,10 +226,10 @@ __global__ void __launch_bounds__(tangent_block_threads, 1)
         if (tiles.still_count > 1) ring.places.wait_full(1);
         for (int n = 1; n < tiles.still_count; ++n) {
           show_copies();
-          take_turn();
+          turns.take();
           multiply_scores(n);
           multiply_tdscores(n - 1);
-          pass_turn();
+          turns.pass_on();
           wait_products<2>(scores);
           exponentials(tiles.still(n), tiles.moving);
           keep_order(scores);

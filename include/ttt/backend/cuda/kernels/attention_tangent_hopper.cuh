@@ -85,17 +85,7 @@ __global__ void __launch_bounds__(tangent_block_threads, 1)
       };
       // Of the tile whose first key is j; keys from `end` on are not there.
       const auto exponentials = [&](int j, int end) {
-        if (!window.all_seen(i0, 64, j, columns) || j + columns > end) {
-#pragma unroll
-          for (int e = 0; e < columns / 2; ++e) {
-            const int key = j + e / 4 * 8 + group_col(e);
-            if (key >= end || !window.sees(i0 + group_row(e % 4), key)) scores[e] = -INFINITY;
-          }
-        }
-#pragma unroll
-        for (int e = 0; e < columns / 2; ++e) {
-          scores[e] = exp2_of(fmaf(scores[e], scale * log2_e, -log_sums[e / 2 % 2]));
-        }
+        take_probabilities(scores, window, i0, j, end, scale, log_sums);
       };
       // P∘(S' - c), in place of S'.
       const auto weigh = [&] {
@@ -120,9 +110,7 @@ __global__ void __launch_bounds__(tangent_block_threads, 1)
       const auto await_keys = [&](int n) {
         if (n < tiles.still_count) ring.keys.wait_full(n);
       };
-      const auto take_turn = [&] { meet(1 + group, tangent_consumers); };
-      const auto pass_turn = [&] { pass(1 + (group + 1) % tangent_groups, tangent_consumers); };
-      if (group == tangent_groups - 1) pass_turn();
+      const Turns<tangent_groups> turns(group);
 
       if (tiles.still_count > 0) {
         await_keys(0);
@@ -139,12 +127,12 @@ __global__ void __launch_bounds__(tangent_block_threads, 1)
         ring.values.wait_full(0);
         for (int n = 1; n < tiles.still_count; ++n) {
           show_copies();
-          take_turn();
+          turns.take();
           multiply_scores(n);
           begin_products();
           add_weighted(n - 1);
           commit_products();
-          pass_turn();
+          turns.pass_on();
           wait_products<2>(scores);
           exponentials(tiles.still(n), tiles.moving);
           keep_order(scores);

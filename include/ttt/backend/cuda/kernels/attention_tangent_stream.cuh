@@ -169,6 +169,24 @@ struct TangentStream {
   }
 };
 
+/// Scores become P: of 64 queries from i on, for a tile whose first key is j; keys from `end` on
+/// are not there.
+template <int n>
+__device__ void take_probabilities(float (&scores)[n], const LocalWindow& window, int i, int j,
+                                   int end, float scale, const float (&log_sums)[2]) {
+  if (!window.all_seen(i, 64, j, 2 * n) || j + 2 * n > end) {
+#pragma unroll
+    for (int e = 0; e < n; ++e) {
+      const int key = j + e / 4 * 8 + group_col(e);
+      if (key >= end || !window.sees(i + group_row(e % 4), key)) scores[e] = -INFINITY;
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < n; ++e) {
+    scores[e] = exp2_of(fmaf(scores[e], scale * log2_e, -log_sums[e / 2 % 2]));
+  }
+}
+
 }  // namespace
 }  // namespace cuda::detail
 }  // namespace ttt::inline TTT_ABI

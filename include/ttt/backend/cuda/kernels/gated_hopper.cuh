@@ -18,7 +18,6 @@ struct GatedEnd {
 
   template <int n, class Boxes>
   __device__ void operator()(float (&sums)[n], int row, int column_tile, Boxes& boxes) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
       const unsigned to = boxes.place(part);
@@ -31,11 +30,7 @@ struct GatedEnd {
             const float gate = sums[at];
             return __fdividef(gate, 1 + exp2_of(-log2_e * gate)) * sums[n / 2 + at];
           };
-          asm volatile(
-              "st.shared.b32 [%0], %1;" ::"r"(
-                  to + static_cast<unsigned>(OutTile::at(group_row(2 * r), j) + lane % 4 * 4)),
-              "r"(rounded_pair(gated(e), gated(e + 1)))
-              : "memory");
+          boxes.put(to, r, j, gated(e), gated(e + 1));
         }
       }
       boxes.send([&] { take_box(map, row, 128 * column_tile + 64 * part, to); });
@@ -50,8 +45,7 @@ bool Launch<S>::gated_rows(Stream stream, View<const bfloat16> x, Weight<S> w1, 
                            View<bfloat16> out) {
   if constexpr (std::is_same_v<S, float>) {
     constexpr Index most = Index{1} << 30;
-    if (out.rows > most || out.cols > most || w1.transposed != w3.transposed ||
-        !runs_hopper_code()) {
+    if (out.rows > most || out.cols > most || w1.transposed != w3.transposed) {
       return false;
     }
     ProductMaps maps = {};

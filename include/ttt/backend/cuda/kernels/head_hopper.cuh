@@ -37,7 +37,7 @@ struct PowersEnd {
 
   template <int n, class Boxes>
   __device__ void operator()(float (&logits)[n], int first_row, int tile, Boxes& boxes) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32, rows = static_cast<int>(totals.rows);
+    const int rows = static_cast<int>(totals.rows);
     const int first = tile * product_tile_columns;
     float less[2], sum[2] = {};
 #pragma unroll
@@ -68,12 +68,7 @@ struct PowersEnd {
           const float low = exp2_of(fmaf(logits[e], log2_e, -less[r])),
                       high = exp2_of(fmaf(logits[e + 1], log2_e, -less[r]));
           sum[r] += low + high;
-          if (!want_powers) continue;
-          asm volatile(
-              "st.shared.b32 [%0], %1;" ::"r"(
-                  to + static_cast<unsigned>(OutTile::at(group_row(2 * r), j) + lane % 4 * 4)),
-              "r"(rounded_pair(low, high))
-              : "memory");
+          if (want_powers) boxes.put(to, r, j, low, high);
         }
       }
       if (!want_powers) continue;
@@ -83,7 +78,7 @@ struct PowersEnd {
     for (int r = 0; r < 2; ++r) {
       const float total = quad_reduce(sum[r], [](float a, float b) { return a + b; });
       const int row = first_row + group_row(2 * r);
-      if (row < rows && lane % 4 == 0) totals(row, tile) = total;
+      if (row < rows && threadIdx.x % 4 == 0) totals(row, tile) = total;
     }
   }
 };

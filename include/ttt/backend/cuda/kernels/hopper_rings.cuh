@@ -46,6 +46,19 @@ __device__ inline void meet(int barrier, int threads) {
 __device__ inline void pass(int barrier, int threads) {
   asm volatile("barrier.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
+/// Groups that multiply in turn, one while the others do what is between products. Each takes its
+/// turn, puts its products to the tensor cores, and passes.
+template <int groups>
+struct Turns {
+  int group;
+
+  /// The last group begins by passing to the first.
+  __device__ explicit Turns(int group_) : group(group_) {
+    if (group == groups - 1) pass_on();
+  }
+  __device__ void take() const { meet(1 + group, 2 * group_threads); }
+  __device__ void pass_on() const { pass(1 + (group + 1) % groups, 2 * group_threads); }
+};
 /// Registers of a thread from here on: those that bring tiles give theirs to those that multiply.
 template <int registers>
 __device__ void take_registers() {

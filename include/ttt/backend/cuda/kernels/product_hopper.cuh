@@ -71,6 +71,13 @@ class OutBoxes {
     meet(1 + group_, group_threads);
     return memory_ + static_cast<unsigned>(n % places * OutTile::bytes);
   }
+  /// Two neighbours of row r of this thread's, rounded, into the j-th eight columns of a place.
+  __device__ static void put(unsigned place, int r, int j, float low, float high) {
+    const int byte = OutTile::at(group_row(2 * r), j) + static_cast<int>(threadIdx.x) % 4 * 4;
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(place + static_cast<unsigned>(byte)),
+                 "r"(rounded_pair(low, high))
+                 : "memory");
+  }
   /// Calls send, which takes a box out of the place, by one thread when all have written.
   template <class F>
   __device__ void send(const F& send) {
