@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <ttt/inner/concepts.hpp>
+#include <ttt/model/cache_shape.hpp>
 #include <ttt/model/language_model.hpp>
 #include <ttt/ops/context.hpp>
 
@@ -16,11 +17,11 @@ namespace detail {
 /// of the segment at work, those at every place, one a chunk, with inner gradients. A state is the
 /// weights that learn, sequence by sequence, then likewise the optimizer's slots; so everything
 /// that a sequence has of its own lies `learned` scalars behind the one before. Where the backend
-/// narrows, products read rounded copies: of the weights at work, and of the directions they move
-/// in.
+/// narrows, products read rounded copies, of weights and of the directions they move in, and of the
+/// segment's weights nothing else is kept: only those at work are there in scalars.
 ///
-/// All but those copies lies in a workspace, in the order it is made: what a segment at work takes
-/// there lies above the beginnings of it and of those before it, and is given back with it.
+/// All but two of those copies lies in a workspace, in the order it is made: what a segment at work
+/// takes there lies above the beginnings of it and of those before it, and is given back with it.
 template <class Model, class B, class LearnerType>
 class InnerStates {
   using Scalar = typename B::Scalar;
@@ -77,7 +78,7 @@ class InnerStates {
   void put_aside() {
     const Scalar* const from = begins_.back().state;
     begin_segment();
-    backend_.copy(from, state(0), size_);
+    backend_.copy(from, weights(0), size_);
   }
   /// Gives back the segment that began last and all that was taken since. The one before is at work
   /// then; the first one, when no other is kept.
@@ -85,21 +86,36 @@ class InnerStates {
     if (begins_.size() == 1) return start();
     begins_.pop_back();
     clear_segment();
-    work_at(0);
+    work();
   }
   /// Gives back all that was taken since the segment at work began.
   void clear_segment() {
     workspace_.release(begins_.back().end);
-    states_ = {begins_.back().state};
+    Scalar* const state = begins_.back().state;
+    places_ = {{state, state + all_, narrow_.data()}};
     gradients_.clear();
   }
   /// The next place's inner gradient; its state is there.
   void add_gradient() { gradients_.push_back(take(all_)); }
-  /// The next place's state, a copy of the last one's.
+  /// The next place's state, so far the last one's.
   void add_state() {
-    const Scalar* const from = states_.back();
-    states_.push_back(take(size_));
-    backend_.copy(from, states_.back(), size_);
+    const Place& last = places_.back();
+    Place next = last;
+    if constexpr (narrows<B>) {
+      next.copy = workspace_.template vector<bfloat16>(all_);  // step and stay write it
+      next.slots = take(size_ - all_);
+      backend_.copy(last.slots, next.slots, size_ - all_);
+    } else {
+      next.weights = take(size_);
+      next.slots = next.weights + all_;
+      backend_.copy(last.weights, next.weights, size_);
+    }
+    places_.push_back(next);
+  }
+  /// Scalars of the workspace that add_state takes.
+  static Index place_size(Index all, Index size) {
+    const auto room = [](Index scalars) { return Workspace<B>::room(scalars); };
+    return narrows<B> ? room(scalars_of<Scalar, bfloat16>(all)) + room(size - all) : room(size);
   }
 
   /// The model's parameters with the states at a place in theirs: those at work, which are what
@@ -107,7 +123,7 @@ class InnerStates {
   const StackedTree& tree(Index place) {
     each_learned(
         [&](Index at, const Weight<Scalar>& leaf, StackedWeight<Scalar>& value) {
-          value = stacked(state(place), narrow_.data(), at, leaf);
+          value = stacked(weights(place), copy(place), at, leaf);
         },
         tree_);
     return tree_;
@@ -127,16 +143,26 @@ class InnerStates {
   /// the chunk at `from`.
   Step step(const B& backend, const LearnerType& learner, Index s, Index from, Index to,
             Index steps) {
-    std::vector<Scalar*> slots = slots_of(state(to), s);
+    std::vector<Scalar*> slots = slots_of(slots_at(to), s);
     Update<Scalar> update = update_at(from, s, steps);
     update.slots = slots.data();
-    update.weights = state(to) + s * learned_;
+    update.weights = weights(to) + s * learned_;
     constexpr bool rounds = narrows<B> && rounds_weights<LearnerType>;
-    bfloat16* const copy = narrow_.data() + (narrows<B> ? s * learned_ : 0);
-    if (rounds) update.copy = copy;
+    bfloat16* const own = narrows<B> ? copy(to) + s * learned_ : nullptr;
+    if (rounds) update.copy = own;
     const Step step = learner.update(backend, update);
-    if (step.taken && !rounds) narrow(update.weights, copy, learned_);
+    if (!step.taken) {
+      stay(s, to);
+    } else if (!rounds) {
+      narrow(update.weights, own, learned_);
+    }
     return step;
+  }
+  /// Sequence s has at place `to` what it had at the one before.
+  void stay(Index s, Index to) {
+    if constexpr (narrows<B>) {
+      if (to > 0) backend_.copy(copy(to - 1) + s * learned_, copy(to) + s * learned_, learned_);
+    }
   }
 
   /// The gradient of the final states is zero; those of the parameters will be added to `d`.
@@ -164,7 +190,7 @@ class InnerStates {
                      const Step& step, Index steps) {
     Scalar* const direction = direction_ + s * learned_;
     if (!step.taken) return backend.fill(Scalar(0), direction, learned_);
-    std::vector<Scalar*> slots = slots_of(state(place), s), dslots = slots_of(outer_, s);
+    std::vector<Scalar*> slots = slots_of(slots_at(place), s), dslots = slots_of(outer_ + all_, s);
     UpdateGradient<Scalar> g{.update = update_at(place, s, steps),
                              .dweights = outer_ + s * learned_,
                              .dslots = dslots.data(),
@@ -177,11 +203,10 @@ class InnerStates {
   /// they themselves, or where the backend narrows their copies.
   const MovingTree& moving_tree(Index place, bool moves) {
     bfloat16* const directions = narrow_.data() + (narrows<B> ? all_ : 0);
-    work_at(place);
     if (moves) narrow(direction_, directions, sequences_ * learned_);
     each_learned(
         [&](Index at, const Weight<Scalar>& leaf, DualWeight<Scalar>& to) {
-          to = stacked(state(place), narrow_.data(), at, leaf);
+          to = stacked(weights(place), copy(place), at, leaf);
           if (moves) to.tangent = stacked(direction_, directions, at, leaf);
         },
         moving_);
@@ -208,17 +233,24 @@ class InnerStates {
     Index end;
   };
 
+  /// What a place keeps. Where the backend narrows, the weights are everybody's, and the first
+  /// place's copy is that of the weights at a segment's beginning.
+  struct Place {
+    Scalar *weights, *slots;
+    bfloat16* copy;
+  };
+
   Scalar* take(Index size) { return workspace_.matrix(1, size).data; }
   /// The parameters' own values and empty slots.
   void start() {
     clear_segment();
     each_learned([&](Index at, const Weight<Scalar>& leaf) {
       for (Index s = 0; s < sequences_; ++s) {
-        backend_.widen(leaf, View<Scalar>(state(0) + s * learned_ + at, leaf.rows, leaf.cols));
+        backend_.widen(leaf, View<Scalar>(weights(0) + s * learned_ + at, leaf.rows, leaf.cols));
       }
     });
-    backend_.fill(Scalar(0), state(0) + all_, size_ - all_);
-    work_at(0);
+    backend_.fill(Scalar(0), slots_at(0), size_ - all_);
+    work();
   }
   void begin_segment() {
     Scalar* const state = take(size_);
@@ -226,10 +258,13 @@ class InnerStates {
     clear_segment();
   }
 
-  Scalar* state(Index place) const { return states_[static_cast<std::size_t>(place)]; }
+  const Place& at(Index place) const { return places_[static_cast<std::size_t>(place)]; }
+  Scalar* weights(Index place) const { return at(place).weights; }
+  Scalar* slots_at(Index place) const { return at(place).slots; }
+  bfloat16* copy(Index place) const { return at(place).copy; }
   Scalar* gradient(Index place) const { return gradients_[static_cast<std::size_t>(place)]; }
 
-  void work_at(Index place) { narrow(state(place), narrow_.data(), sequences_ * learned_); }
+  void work() { narrow(weights(0), copy(0), sequences_ * learned_); }
   void narrow(const Scalar* from, bfloat16* to, Index size) const {
     if constexpr (narrows<B>) backend_.narrow(from, to, size);
   }
@@ -242,10 +277,10 @@ class InnerStates {
       return {View<const Scalar>(all + at, leaf.rows, leaf.cols), sequences_, learned_};
     }
   }
-  std::vector<Scalar*> slots_of(Scalar* state, Index s) const {
+  std::vector<Scalar*> slots_of(Scalar* all, Index s) const {
     std::vector<Scalar*> slots(LearnerType::slots + 1);
     for (std::size_t i = 0; i < LearnerType::slots; ++i) {
-      slots[i] = state + static_cast<Index>(i + 1) * all_ + s * learned_;
+      slots[i] = all + static_cast<Index>(i) * all_ + s * learned_;
     }
     return slots;
   }
@@ -272,11 +307,11 @@ class InnerStates {
   Index learned_, all_, size_;      // scalars of one sequence's weights, of all's, of a state
   Index sequences_ = 1;             // at work
   std::vector<Begin> begins_;       // of segments, the one at work last
-  std::vector<Scalar*> states_;     // of the segment at work, by place
+  std::vector<Place> places_;       // of the segment at work
   std::vector<Scalar*> gradients_;  // inner, likewise
   Scalar* outer_ = nullptr;         // gradient of the states
   Scalar* direction_ = nullptr;     // of the inner gradients
-  typename B::template Buffer<bfloat16> narrow_;  // copies of the weights at work, of directions
+  typename B::template Buffer<bfloat16> narrow_;  // copies of the first place, of directions
   Tree base_;
   StackedTree tree_;
   MovingTree moving_;

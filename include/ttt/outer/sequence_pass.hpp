@@ -224,11 +224,15 @@ class SequencePass {
       if (!steps || (!first_time && i + 1 == end_of(segment))) continue;
       if (record) states_.add_state();
       for (Index s = 0; s < sequences(); ++s) {
-        if (!counted(i, s)) continue;
+        const Index to = record ? place + 1 : 0;
+        if (!counted(i, s)) {
+          states_.stay(s, to);
+          continue;
+        }
         SequenceLoss& result = results_[static_cast<std::size_t>(s)];
         if (first_time) steps_before_[step_of(i, s)] = result.inner_steps;
-        const Step step = states_.step(backend_, learner, s, place, record ? place + 1 : 0,
-                                       steps_before_[step_of(i, s)]);
+        const Step step =
+            states_.step(backend_, learner, s, place, to, steps_before_[step_of(i, s)]);
         if (!first_time) continue;
         steps_[step_of(i, s)] = step;
         result.inner_steps += step.taken ? 1 : 0;

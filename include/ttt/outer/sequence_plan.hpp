@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <ttt/inner/plan.hpp>
+#include <ttt/outer/inner_states.hpp>
 #include <ttt/outer/lower_pass.hpp>
 #include <ttt/outer/options.hpp>
 #include <ttt/outer/upper_pass.hpp>
@@ -69,13 +70,17 @@ struct SequencePlan {
     keeps_scores = learned > 0 && chunks > 1 && options.keep.chunks < chunks;
     const Chunks each = measure(model, backend, learner);
     const Index kept = (learned > 0 ? each.learned_from : each.other).kept;
-    segments = options.keep.segments(chunks, state(), kept + sequences * learned + state());
+    segments = options.keep.segments(chunks, state(), kept + sequences * learned + place());
     const auto lower = LowerPass<Model, B>::size(model, backend, length, options.recompute, rule);
     workspace = std::max((sequences - 1) * lower.kept + lower.most,
                          sequences * lower.kept + upper_size(each));
   }
 
   Index state() const { return sequences * learned * (1 + slots); }
+  /// What one place of the segment at work keeps of it.
+  Index place() const {
+    return InnerStates<Model, B, LearnerType>::place_size(sequences * learned, state());
+  }
 
   /// Scalars of the gradients of a sequence's keys and values.
   Index cache_gradients() const {
@@ -141,7 +146,7 @@ struct SequencePlan {
         if (steps) used += gradient;
         most = std::max(most, used + size.forward);
         used += size.kept;
-        if (steps && at + 1 < segments[i + 1]) used += state;
+        if (steps && at + 1 < segments[i + 1]) used += place();
         const Index direction = Order::exact && steps ? gradient : 0;
         most = std::max(most, used + (narrows<B> ? std::max(direction, size.tangents)
                                                  : direction + size.tangents));
