@@ -381,7 +381,7 @@ const bool registered = [] {
     add("meta_gradient/" + size + "/length:8192/batch:1",
         [=](State& s) { meta_gradient<Fast>(s, e2e, 8192, 1, {.recompute = large}); });
     if (large) {
-      for (const Index keep : {1, 2, 5}) {  // chunks whose values are in memory at a time
+      for (const Index keep : {1, 2, 5, 6, 7}) {  // chunks whose values are in memory at a time
         add("meta_gradient/" + size + "/length:8192/batch:1/keep:" + std::to_string(keep),
             [=](State& s) {
               meta_gradient<Fast>(s, e2e, 8192, 1, {.keep = {keep}, .recompute = true});

@@ -51,6 +51,10 @@ class StagedCall {
     }
   }
   template <class T>
+  Factor<T> operator()(const Factor<T>& f) {  // on the host none is rounded
+    return (*this)(f.values());
+  }
+  template <class T>
   Weight<T> operator()(Weight<T> w) {
     if (w.data != nullptr)
       w.data = w.visit([&](auto stored) -> const void* { return (*this)(stored).data; });

@@ -26,18 +26,6 @@ struct Norm {
   double eps = 0;        // below zero: no norm at all (head_norm_rope only)
 };
 
-/// The way back through silu(x · w1) * (x · w3), for a backend that has it in one primitive,
-/// gated_backward: dx = dgate · w1ᵀ + dup · w3ᵀ, dw1 (+)= xᵀ · dgate, dw3 (+)= xᵀ · dup; absent
-/// ones are not computed. dgate and dup are memory that nobody else reads.
-template <class Scalar>
-struct GatedBackward {
-  View<const Scalar> x, gate, up, dout;
-  Weight<Scalar> w1, w3;
-  View<Scalar> dgate, dup;
-  View<Scalar> dw1, dw3, dx;
-  Write gradients = Write::Replace;
-};
-
 /// Keys or values of one block, by position: position p lies in slot p % slots of every head.
 ///
 /// A head's slots are contiguous, so that a tile of keys is one stretch of memory.

@@ -86,6 +86,10 @@ class DryRun {
   Index cross_entropy_tangent_scratch(Index rows, Index vocabulary) const {
     return target_.cross_entropy_tangent_scratch(rows, vocabulary);
   }
+  bool rounds_factors(Index rows, Index cols) const requires requires(const Target& target) {
+    target.rounds_factors(rows, cols);
+  }
+  { return target_.rounds_factors(rows, cols); }
   double dot(const Scalar*, const Scalar*, Index) const { return 0; }
   int threads() const { return 1; }
   template <class Task>

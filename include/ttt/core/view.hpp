@@ -107,6 +107,80 @@ struct Weight {
   }
 };
 
+/// A matrix that products multiply and nobody else reads, one row a token, in memory somebody else
+/// owns: of the arithmetic's own type or, where a backend's products round what they multiply, in
+/// bfloat16 already (docs/numerics.md). Copying copies the view.
+template <class T>
+struct Factor {
+  using Scalar = std::remove_const_t<T>;
+  using Narrow = std::conditional_t<std::is_const_v<T>, const bfloat16, bfloat16>;
+
+  T* data = nullptr;
+  Index rows = 0;
+  Index cols = 0;
+  Index stride = 0;     // elements of the type that is stored
+  bool narrow = false;  // stored as bfloat16
+
+  constexpr Factor() = default;
+  template <class U>
+  requires std::is_convertible_v<View<U>, View<T>>
+  constexpr Factor(View<U> v) : data(v.data), rows(v.rows), cols(v.cols), stride(v.stride) {}
+  template <class U>
+  requires std::is_convertible_v<View<U>, View<T>>
+  constexpr Factor(const Factor<U>& f)
+      : data(f.data), rows(f.rows), cols(f.cols), stride(f.stride), narrow(f.narrow) {}
+  /// In memory with as many columns, or with fewer: then as many bfloat16s.
+  constexpr Factor(View<T> memory, Index cols_) : Factor(memory) {
+    if (memory.empty() || cols_ == memory.cols) return;
+    narrow = true;
+    cols = cols_;
+    stride = memory.stride * scalar_size / narrow_size;
+  }
+  /// The columns of scalars that so many bfloat16s take.
+  static constexpr Index narrow_cols(Index cols) {
+    return (cols * narrow_size + scalar_size - 1) / scalar_size;
+  }
+
+  constexpr bool empty() const { return data == nullptr; }
+  constexpr Shape shape() const { return {rows, cols}; }
+  /// As it is stored; absent where it is stored in the other type.
+  constexpr View<T> values() const {
+    return narrow ? View<T>() : View<T>(data, rows, cols, stride);
+  }
+  View<Narrow> rounded() const {
+    return narrow ? View<Narrow>(reinterpret_cast<Narrow*>(data), rows, cols, stride)
+                  : View<Narrow>();
+  }
+  /// The memory it takes, whatever is stored there.
+  constexpr View<T> memory() const {
+    return narrow ? View<T>(data, rows, narrow_cols(cols), stride * narrow_size / scalar_size)
+                  : values();
+  }
+
+  constexpr operator View<T>() const { return scalars(); }
+  constexpr operator View<const T>() const requires(!std::is_const_v<T>) { return scalars(); }
+  operator Weight<Scalar>() const {
+    return narrow ? Weight<Scalar>(View<const bfloat16>(rounded()))
+                  : Weight<Scalar>(View<const Scalar>(values()));
+  }
+
+  constexpr Factor rows_at(Index first, Index count) const {
+    return {memory().rows_at(first, count), cols};
+  }
+  /// Part i of the rows, cut into as many equal ones: those of one sequence of several.
+  constexpr Factor part(Index i, Index parts) const {
+    return rows_at(i * (rows / parts), rows / parts);
+  }
+
+ private:
+  static constexpr Index scalar_size = sizeof(T), narrow_size = sizeof(bfloat16);
+
+  constexpr View<T> scalars() const {
+    TTT_ASSERT(!narrow);
+    return values();
+  }
+};
+
 namespace detail {
 
 /// Throws unless both shapes are the same. `what` names the operation and the operand.

@@ -43,6 +43,7 @@ namespace detail {
 template <class Reach, class Qk, class Rope>
 class Attention {
  public:
+  static constexpr bool takes_factors = true;
   static constexpr bool has_qk_norm = Qk::enabled;
   static constexpr RopeLayout rope_layout = Rope::layout;
 
@@ -70,7 +71,8 @@ class Attention {
 
   template <class Tensor>
   struct Saved {
-    Tensor x, q, k, v;  // before norm and RoPE
+    FactorOf<Tensor> x;
+    Tensor q, k, v;  // before norm and RoPE
     ops::Normed<Tensor> rotated_q, rotated_k;
     ops::Attended<Tensor> attended;
   };
@@ -92,7 +94,7 @@ class Attention {
   }
 
   template <class C, class Tensor, class Leaf, class Scalar, class CacheScalar>
-  Tensor forward(C& c, const Parameters<Leaf>& p, Tensor x, Saved<Tensor>& saved,
+  Tensor forward(C& c, const Parameters<Leaf>& p, FactorOf<Tensor> x, Saved<Tensor>& saved,
                  const Positions<Scalar>& at,
                  const ops::KeyValues<Scalar, CacheScalar>& cache) const {
     saved.x = x;
@@ -111,17 +113,17 @@ class Attention {
   }
 
   template <class C, class Tensor, class Leaf, class Gradient, class Scalar, class CacheScalar>
-  void backward(C& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dy, Tensor dx,
-                const Parameters<Gradient>& d, const Positions<Scalar>& at,
+  void backward(C& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, FactorOf<Tensor> dy,
+                Tensor dx, const Parameters<Gradient>& d, const Positions<Scalar>& at,
                 const ops::KeyValues<Scalar, CacheScalar>& cache) const {
     const Tensor dout = c.adjoint(saved.attended.o);
     ops::linear_backward(c, saved.attended.o, p.wo, dy, d.wo, dout);
     const auto inner = ops::attention_backward(c, saved.rotated_q.y, saved.rotated_k.y, saved.v,
                                                cache, shape(at.first), saved.attended, dout);
-    const Tensor dq =
+    const FactorOf<Tensor> dq =
         ops::head_norm_rope_backward(c, saved.q, norm<Scalar>(p.q_norm), saved.rotated_q.inverse,
                                      at.angles, Rope::layout, inner.q, d.q_norm);
-    const Tensor dk =
+    const FactorOf<Tensor> dk =
         ops::head_norm_rope_backward(c, saved.k, norm<Scalar>(p.k_norm), saved.rotated_k.inverse,
                                      at.angles, Rope::layout, inner.k, d.k_norm);
     ops::linear_backward(c, saved.x, p.wq, dq, d.wq, dx);

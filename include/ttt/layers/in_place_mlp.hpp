@@ -66,7 +66,8 @@ class InPlaceMLP {
   /// What the way back needs.
   template <class Tensor>
   struct Saved {
-    Tensor x, gate, up, hidden;
+    Tensor x, gate, up;
+    FactorOf<Tensor> hidden;
     Tensor mixed, v;  // after the convolution, and what is learned
   };
 

@@ -22,9 +22,22 @@ struct PreNorm {
   static constexpr bool post = false;
 };
 
+namespace detail {
+
+/// Sub-layers that only multiply their input and the gradient of their result say takes_factors,
+/// and are given them as such; any other gets matrices that it may read.
+template <class Sublayer>
+inline constexpr bool takes_factors = requires {
+  requires Sublayer::takes_factors;
+};
+
+}  // namespace detail
+
 /// One sub-layer with the norms its placement policy asks for.
 template <class Placement, class Sublayer>
 class Residual {
+  static constexpr bool takes_factors = detail::takes_factors<Sublayer>;
+
  public:
   template <class T>
   struct Parameters {
@@ -40,10 +53,14 @@ class Residual {
     Sublayer::each(name, f, trees.sublayer...);
   }
 
+  /// What the sub-layer is given, and its gradient: factors, where it only multiplies them.
+  template <class Tensor>
+  using Input = std::conditional_t<takes_factors, FactorOf<Tensor>, Tensor>;
+
   template <class Tensor>
   struct Saved {
     Tensor h;
-    ops::Normed<Tensor> input;
+    ops::Normed<Tensor, Input<Tensor>> input;
     Tensor y, post_inverse;
     typename Sublayer::template Saved<Tensor> sublayer;
   };
@@ -61,7 +78,11 @@ class Residual {
   Tensor forward(C& c, const Parameters<Leaf>& p, Tensor h, bool keep, Saved<Tensor>& saved,
                  const More&... more) const {
     saved.h = h;
-    saved.input = ops::rms_norm(c, h, {p.norm, eps_});
+    if constexpr (takes_factors) {
+      saved.input = ops::rms_norm_factor(c, h, {p.norm, eps_});
+    } else {
+      saved.input = ops::rms_norm(c, h, {p.norm, eps_});
+    }
     saved.y = [&] {
       if constexpr (requires { sublayer_.apply(c, p.sublayer, saved.input.y, more...); }) {
         if (!keep && !c.keeps()) return sublayer_.apply(c, p.sublayer, saved.input.y, more...);
@@ -83,8 +104,11 @@ class Residual {
   Tensor backward(C& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dh,
                   const Parameters<Gradient>& d, bool want_dh, const More&... more) const {
     const Scope scope(c);
-    Tensor dy = dh;
-    if constexpr (Placement::post) {
+    Input<Tensor> dy = dh;
+    if constexpr (Placement::post && takes_factors) {
+      dy = ops::rms_norm_factor_backward(c, saved.y, {p.post_norm, eps_}, saved.post_inverse, dh,
+                                         d.post_norm);
+    } else if constexpr (Placement::post) {
       dy = ops::rms_norm_backward(c, saved.y, {p.post_norm, eps_}, saved.post_inverse, dh,
                                   d.post_norm);
     }

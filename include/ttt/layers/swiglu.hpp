@@ -13,6 +13,8 @@ namespace ttt::inline TTT_ABI {
 /// y = (silu(x · w1) ∘ (x · w3)) · w2. Stores nothing but its sizes.
 class SwiGLU {
  public:
+  static constexpr bool takes_factors = true;
+
   template <class T>
   struct Parameters {
     T w1{};  // (width, hidden)
@@ -30,7 +32,9 @@ class SwiGLU {
   /// What the way back needs.
   template <class Tensor>
   struct Saved {
-    Tensor x, gate, up, hidden;
+    FactorOf<Tensor> x;
+    Tensor gate, up;
+    FactorOf<Tensor> hidden;
   };
 
   explicit SwiGLU(const Config& config) : width_(config.width), hidden_(config.hidden) {}
@@ -40,7 +44,7 @@ class SwiGLU {
   }
 
   template <class C, class Tensor, class Leaf>
-  Tensor forward(C& c, const Parameters<Leaf>& p, Tensor x, Saved<Tensor>& saved) const {
+  Tensor forward(C& c, const Parameters<Leaf>& p, FactorOf<Tensor> x, Saved<Tensor>& saved) const {
     saved.x = x;
     const auto [gate, up, hidden] = ops::gated(c, x, p.w1, p.w3);
     saved.gate = gate;
@@ -52,14 +56,14 @@ class SwiGLU {
   /// The same where there is no way back.
   template <class B, class Leaf>
   View<typename B::Scalar> apply(Context<B>& c, const Parameters<Leaf>& p,
-                                 View<typename B::Scalar> x) const {
+                                 Factor<typename B::Scalar> x) const {
     return ops::feed_forward(c, x, p.w1, p.w3, p.w2);
   }
 
   /// Fills in the gradients that are there; computes dx only where it is.
   template <class C, class Tensor, class Leaf, class Gradient>
-  void backward(C& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, Tensor dy, Tensor dx,
-                const Parameters<Gradient>& d) const {
+  void backward(C& c, const Parameters<Leaf>& p, const Saved<Tensor>& saved, FactorOf<Tensor> dy,
+                Tensor dx, const Parameters<Gradient>& d) const {
     const Tensor dhidden = c.adjoint(saved.hidden);
     ops::linear_backward(c, saved.hidden, p.w2, dy, d.w2, dhidden);
     ops::gated_backward(c, saved.x, ops::Gated<Tensor>{saved.gate, saved.up, saved.hidden}, p.w1,

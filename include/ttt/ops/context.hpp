@@ -19,6 +19,22 @@ using Tape = std::vector<View<Scalar>>;
 template <class B>
 inline constexpr View<typename B::Scalar> absent{};
 
+namespace detail {
+
+/// The columns of scalars that a factor takes in memory: half as many where the backend says that
+/// its products round factors of that shape.
+template <class B>
+Index factor_cols(const B& backend, Index rows, Index cols) {
+  if constexpr (requires { backend.rounds_factors(rows, cols); }) {
+    using Stored = Factor<typename B::Scalar>;
+    return backend.rounds_factors(rows, cols) ? Stored::narrow_cols(cols) : cols;
+  } else {
+    return cols;
+  }
+}
+
+}  // namespace detail
+
 /// Operations allocate their results here, so a composition of them reads like the formula. What a
 /// forward pass takes must stay until the backward pass has used it: see Scope.
 ///
@@ -37,11 +53,15 @@ struct Context {
   Tape<Scalar>* tape = nullptr;      // where results are recorded; then all of them stay
 
   Tensor make(Index rows, Index cols) { return record(workspace.matrix(rows, cols)); }
+  Factor<Scalar> make_factor(Index rows, Index cols) {
+    return {make(rows, detail::factor_cols(backend, rows, cols)), cols};
+  }
 
   /// A place for the gradient of `of`; an absent one if nobody wants it.
-  Tensor adjoint(const Tensor& of, bool wanted = true) {
+  Tensor adjoint(const auto& of, bool wanted = true) {
     return wanted ? make(of.rows, of.cols) : record({});
   }
+  Factor<Scalar> adjoint_factor(const auto& of) { return make_factor(of.rows, of.cols); }
 
   /// A place for what is added to t: t itself, unless both are to be remembered.
   Tensor over(const Tensor& t) {
@@ -72,6 +92,40 @@ struct DualView {
   bool moves() const { return !tangent.empty(); }
   bool empty() const { return value.empty() && tangent.empty(); }
 };
+
+/// Factors of products likewise.
+template <class Scalar>
+struct DualFactor {
+  Factor<Scalar> value;
+  Factor<Scalar> tangent;
+  Index rows = 0;
+  Index cols = 0;
+
+  DualFactor() = default;
+  DualFactor(const DualView<Scalar>& v)
+      : value(v.value), tangent(v.tangent), rows(v.rows), cols(v.cols) {}
+  DualFactor(Factor<Scalar> value_, Factor<Scalar> tangent_, Index rows_, Index cols_)
+      : value(value_), tangent(tangent_), rows(rows_), cols(cols_) {}
+
+  bool moves() const { return !tangent.empty(); }
+};
+
+namespace detail {
+template <class Tensor>
+struct FactorFor;
+template <class Scalar>
+struct FactorFor<View<Scalar>> {
+  using Type = Factor<Scalar>;
+};
+template <class Scalar>
+struct FactorFor<DualView<Scalar>> {
+  using Type = DualFactor<Scalar>;
+};
+}  // namespace detail
+
+/// What a form of the operations has for a matrix that products multiply and nobody else reads.
+template <class Tensor>
+using FactorOf = typename detail::FactorFor<Tensor>::Type;
 
 /// A weight for the rows of several sequences, one sequence's under the other's. What learns at
 /// test time every sequence has of its own, the next one's `apart` elements behind, and their
@@ -139,8 +193,13 @@ struct TangentContext {
   Tensor make(Index rows, Index cols, bool moves) {
     return {recall(rows, cols), moves ? workspace.matrix(rows, cols) : View<Scalar>(), rows, cols};
   }
+  DualFactor<Scalar> make_factor(Index rows, Index cols, bool moves) {
+    const Tensor memory = make(rows, detail::factor_cols(backend, rows, cols), moves);
+    return {{memory.value, cols}, {memory.tangent, cols}, rows, cols};
+  }
   /// The outer gradient of anything is wanted, whether it moves or not.
-  Tensor adjoint(const Tensor& of, bool = true) { return make(of.rows, of.cols, true); }
+  Tensor adjoint(const auto& of, bool = true) { return make(of.rows, of.cols, true); }
+  DualFactor<Scalar> adjoint_factor(const auto& of) { return make_factor(of.rows, of.cols, true); }
   Tensor over(const Tensor& t) { return {recall(t.rows, t.cols), t.tangent, t.rows, t.cols}; }
 
   static constexpr bool keeps() { return false; }

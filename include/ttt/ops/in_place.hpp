@@ -75,7 +75,7 @@ View<typename B::Scalar> scaled(Context<B>& c, View<const typename B::Scalar> v,
 /// sum of what all chunks before it add, so only that sum goes along the sequence; the products of
 /// different chunks do not wait for each other's results.
 template <class B>
-View<typename B::Scalar> in_place_linear(Context<B>& c, View<const typename B::Scalar> h,
+View<typename B::Scalar> in_place_linear(Context<B>& c, Factor<const typename B::Scalar> h,
                                          Weight<typename B::Scalar> w,
                                          View<const typename B::Scalar> v, InPlaceRule rule) {
   using Scalar = typename B::Scalar;
@@ -102,7 +102,7 @@ View<typename B::Scalar> in_place_linear(Context<B>& c, View<const typename B::S
 ///
 ///     dh_i = dy_i W_iᵀ + rate * v_i G_iᵀ,   dv_i = rate * h_i G_i
 template <class B>
-void in_place_linear_backward(Context<B>& c, View<const typename B::Scalar> h,
+void in_place_linear_backward(Context<B>& c, Factor<const typename B::Scalar> h,
                               Weight<typename B::Scalar> w, View<const typename B::Scalar> v,
                               InPlaceRule rule, View<const typename B::Scalar> dy,
                               View<typename B::Scalar> dw, View<typename B::Scalar> dh,

@@ -17,7 +17,7 @@ namespace detail {
 /// sequence's rows by its own. A backend gets one product for all rows or one a sequence, unless it
 /// has those in one primitive, matmul_parts and matmul_gradient_parts.
 template <class B>
-void product(const B& backend, View<const typename B::Scalar> x,
+void product(const B& backend, Factor<const typename B::Scalar> x,
              const StackedWeight<typename B::Scalar>& w, View<typename B::Scalar> y, Write write) {
   const Index n = w.sequences;
   if constexpr (requires { backend.matmul_parts(x, w, n, w.apart, y, write); }) {
@@ -28,7 +28,7 @@ void product(const B& backend, View<const typename B::Scalar> x,
 /// y = x · w of each weight. A backend may have them in one primitive, matmul_each, where one
 /// sequence's rows are all.
 template <class B, std::size_t count>
-void products(const B& backend, View<const typename B::Scalar> x,
+void products(const B& backend, Factor<const typename B::Scalar> x,
               const std::array<StackedWeight<typename B::Scalar>, count>& w,
               const std::array<View<typename B::Scalar>, count>& y) {
   if constexpr (count > 1 && requires(std::array<Weight<typename B::Scalar>, count> alone) {
@@ -43,9 +43,10 @@ void products(const B& backend, View<const typename B::Scalar> x,
   for (std::size_t i = 0; i < count; ++i) product(backend, x, w[i], y[i], Write::Replace);
 }
 template <class B>
-void product_gradient(const B& backend, View<const typename B::Scalar> x,
-                      View<const typename B::Scalar> dy, const StackedWeight<typename B::Scalar>& w,
-                      View<typename B::Scalar> dw, Write write) {
+void product_gradient(const B& backend, Factor<const typename B::Scalar> x,
+                      Factor<const typename B::Scalar> dy,
+                      const StackedWeight<typename B::Scalar>& w, View<typename B::Scalar> dw,
+                      Write write) {
   const Index n = w.sequences;
   if constexpr (requires { backend.matmul_gradient_parts(x, dy, n, w.apart, dw, write); }) {
     if (n > 1 && backend.matmul_gradient_parts(x, dy, n, w.apart, dw, write)) return;
@@ -58,8 +59,8 @@ void product_gradient(const B& backend, View<const typename B::Scalar> x,
 /// dw += xᵀ · dy of two pairs, of which the second x may be absent. A backend may have them in one
 /// primitive, matmul_gradient_sum.
 template <class B>
-void add_gradients(const B& backend, const std::array<View<const typename B::Scalar>, 2>& x,
-                   const std::array<View<const typename B::Scalar>, 2>& dy,
+void add_gradients(const B& backend, const std::array<Factor<const typename B::Scalar>, 2>& x,
+                   const std::array<Factor<const typename B::Scalar>, 2>& dy,
                    const StackedWeight<typename B::Scalar>& w, View<typename B::Scalar> dw) {
   const std::array<Weight<typename B::Scalar>, 2> left{x[0], x[1]}, right{dy[0], dy[1]};
   if constexpr (requires { backend.matmul_gradient_sum(left, right, dw, Write::Add); }) {
@@ -75,7 +76,7 @@ void add_gradients(const B& backend, const std::array<View<const typename B::Sca
 
 /// x · w, (tokens, in) · (in, out). 2 · tokens · in · out operations.
 template <class B>
-View<typename B::Scalar> linear(Context<B>& c, View<const typename B::Scalar> x,
+View<typename B::Scalar> linear(Context<B>& c, Factor<const typename B::Scalar> x,
                                 const StackedWeight<typename B::Scalar>& w) {
   const auto y = c.make(x.rows, w.cols);
   detail::product(c.backend, x, w, y, Write::Replace);
@@ -84,7 +85,7 @@ View<typename B::Scalar> linear(Context<B>& c, View<const typename B::Scalar> x,
 
 /// y' = x' · w + x · w'.
 template <class B>
-DualView<typename B::Scalar> linear(TangentContext<B>& c, const DualView<typename B::Scalar>& x,
+DualView<typename B::Scalar> linear(TangentContext<B>& c, const DualFactor<typename B::Scalar>& x,
                                     const DualWeight<typename B::Scalar>& w) {
   const auto y = c.make(x.rows, w.cols, x.moves() || w.moves());
   if (x.moves()) detail::product(c.backend, x.tangent, w, y.tangent, Write::Replace);
@@ -98,7 +99,7 @@ DualView<typename B::Scalar> linear(TangentContext<B>& c, const DualView<typenam
 /// x · w of each weight, as linear gives them one after the other, or at once.
 template <class B, class... Weights>
 std::array<View<typename B::Scalar>, sizeof...(Weights)> linears(Context<B>& c,
-                                                                 View<const typename B::Scalar> x,
+                                                                 Factor<const typename B::Scalar> x,
                                                                  const Weights&... weights) {
   constexpr std::size_t count = sizeof...(Weights);
   const std::array<StackedWeight<typename B::Scalar>, count> w{weights...};
@@ -108,7 +109,7 @@ std::array<View<typename B::Scalar>, sizeof...(Weights)> linears(Context<B>& c,
 }
 template <class B, class... Weights>
 std::array<DualView<typename B::Scalar>, sizeof...(Weights)> linears(
-    TangentContext<B>& c, const DualView<typename B::Scalar>& x, const Weights&... weights) {
+    TangentContext<B>& c, const DualFactor<typename B::Scalar>& x, const Weights&... weights) {
   using Scalar = typename B::Scalar;
   constexpr std::size_t count = sizeof...(Weights);
   const std::array<DualWeight<Scalar>, count> w{weights...};
@@ -131,19 +132,19 @@ std::array<DualView<typename B::Scalar>, sizeof...(Weights)> linears(
 /// dw = xᵀ · dy (replaced or added to, as the context says) and dx (+)= dy · wᵀ; an absent one is
 /// not computed.
 template <class B>
-void linear_backward(Context<B>& c, View<const typename B::Scalar> x,
-                     const StackedWeight<typename B::Scalar>& w, View<const typename B::Scalar> dy,
-                     View<typename B::Scalar> dw, View<typename B::Scalar> dx,
-                     Write write_dx = Write::Replace) {
+void linear_backward(Context<B>& c, Factor<const typename B::Scalar> x,
+                     const StackedWeight<typename B::Scalar>& w,
+                     Factor<const typename B::Scalar> dy, View<typename B::Scalar> dw,
+                     View<typename B::Scalar> dx, Write write_dx = Write::Replace) {
   if (!dw.empty()) detail::product_gradient(c.backend, x, dy, w, dw, c.gradients);
   if (!dx.empty()) detail::product(c.backend, dy, w.transpose(), dx, write_dx);
 }
 
 /// dw += x'ᵀ · dy + xᵀ · dy' and dx' (+)= dy' · wᵀ + dy · w'ᵀ.
 template <class B>
-void linear_backward(TangentContext<B>& c, const DualView<typename B::Scalar>& x,
+void linear_backward(TangentContext<B>& c, const DualFactor<typename B::Scalar>& x,
                      const DualWeight<typename B::Scalar>& w,
-                     const DualView<typename B::Scalar>& dy, View<typename B::Scalar> dw,
+                     const DualFactor<typename B::Scalar>& dy, View<typename B::Scalar> dw,
                      const DualView<typename B::Scalar>& dx, Write write_dx = Write::Replace) {
   if (!dw.empty()) {
     detail::add_gradients(c.backend, {x.value, x.tangent}, {dy.tangent, dy.value}, w, dw);

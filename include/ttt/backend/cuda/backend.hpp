@@ -50,6 +50,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   using Launch = detail::Launch<S>;
   using In = View<const S>;
   using Out = View<S>;
+  using To = Factor<S>;
   using Operand = detail::Operand<S>;
   static constexpr bool fast = products == Products::Bfloat16;
 
@@ -61,7 +62,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   using CacheIn = Cache<const CacheScalar>;
   using Keys = detail::KeysAndValues<S, CacheScalar>;
   using Logits = detail::Logits<S, fast>;
-  using Narrow = View<bfloat16>;
+  using Places = detail::Places<S>;
 
  public:
   static constexpr Index most_head_dim = detail::most_head_dim;
@@ -113,27 +114,27 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
 
   // ---- products ---------------------------------------------------------------------------------
 
-  void matmul(In x, Weight<S> w, Out y, Write write) const { product(x, w, y, write); }
-  void matmul_gradient(In x, In dy, Out dw, Write write) const {
-    product(Weight<S>(x).transpose(), dy, dw, write);
+  /// Whether what products multiply, of that shape, is to be in bfloat16 already.
+  static constexpr bool rounds_factors(Index rows, Index cols) requires(fast) {
+    return Queue::rounds(rows, cols);
+  }
+  void matmul(Weight<S> x, Weight<S> w, Out y, Write write) const { product(x, w, y, write); }
+  void matmul_gradient(Weight<S> x, Weight<S> dy, Out dw, Write write) const {
+    product(x.transpose(), dy, dw, write);
   }
 
   /// y = x · w for each of several weights, at once. False, and nothing done, where one product
   /// after the other is as good: products that fill the GPU, weights that do not lie alike.
   template <std::size_t count>
-  bool matmul_each(In x, const std::array<Weight<S>, count>& w,
+  bool matmul_each(Weight<S> x, const std::array<Weight<S>, count>& w,
                    const std::array<Out, count>& y) const requires(fast) {
     return Queue::product_each(x, w, y);
   }
   using Queue::feed_forward;
-  using Queue::gated_backward;
+  using Queue::gated;
   using Queue::matmul_gradient_parts;
   using Queue::matmul_gradient_sum;
   using Queue::matmul_parts;
-  /// gate = x · w1, up = x · w3 and swiglu of them, at once; false likewise.
-  bool gated(In x, Weight<S> w1, Weight<S> w3, Out gate, Out up, Out out) const requires(fast) {
-    return Queue::gated(x, w1, w3, gate, up, out);
-  }
 
   // ---- rows -------------------------------------------------------------------------------------
 
@@ -143,18 +144,18 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   void embed_backward(const Token* tokens, In dout, Out dtable) const {
     Launch::embed_backward(next(), tokens, dout, dtable);
   }
-  void rms_norm(In x, Norm<S> norm, Out y, Out inverse) const { Queue::norm(x, norm, y, inverse); }
-  void rms_norm_backward(In x, Norm<S> norm, In inverse, In dy, Out dx, Write write,
+  void rms_norm(In x, Norm<S> norm, To y, Out inverse) const { Queue::norm(x, norm, y, inverse); }
+  void rms_norm_backward(In x, Norm<S> norm, In inverse, In dy, To dx, Write write,
                          Out dscale) const {
     norm_backward(false, {x, {}}, norm, {inverse, {}}, {dy, {}}, dx, write, dscale);
   }
-  void rms_norm_tangent(In x, In tx, Norm<S> norm, In, In th, Out ty, Out tinverse) const {
-    rounding({ty}, {ty, tinverse}, [&](Narrow rounded) {
-      Launch::rms_norm(device_->stream(), true, {x, tx}, norm, {{}, th}, ty, tinverse, rounded);
+  void rms_norm_tangent(In x, In tx, Norm<S> norm, In, In th, To ty, Out tinverse) const {
+    rounding({ty}, {tinverse}, [&](const Places& to) {
+      Launch::rms_norm(device_->stream(), true, {x, tx}, norm, {{}, th}, to, tinverse);
     });
   }
   void rms_norm_backward_tangent(In x, In tx, Norm<S> norm, In inverse, In tinverse, In dy, In tdy,
-                                 Out tdx, Write write, Out tdscale) const {
+                                 To tdx, Write write, Out tdscale) const {
     norm_backward(true, {x, tx}, norm, {inverse, tinverse}, {dy, tdy}, tdx, write, tdscale);
   }
   void add(In a, In b, Out out) const { Queue::sum({a, b, out}); }
@@ -170,7 +171,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
     Launch::head_norm_rope(next(), false, {x, {}}, norm, angles, layout, y, inverse);
   }
   void head_norm_rope_backward(In x, Norm<S> norm, In inverse, In angles, RopeLayout layout, In dy,
-                               Out dx, Out dscale) const {
+                               To dx, Out dscale) const {
     heads_backward(false, {x, {}}, norm, {inverse, {}}, angles, layout, {dy, {}}, dx, dscale);
   }
   void head_norm_rope_tangent(In x, In tx, Norm<S> norm, In, In angles, RopeLayout layout, Out ty,
@@ -178,32 +179,32 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
     Launch::head_norm_rope(next(), true, {x, tx}, norm, angles, layout, ty, tinverse);
   }
   void head_norm_rope_backward_tangent(In x, In tx, Norm<S> norm, In inverse, In tinverse,
-                                       In angles, RopeLayout layout, In dy, In tdy, Out tdx,
+                                       In angles, RopeLayout layout, In dy, In tdy, To tdx,
                                        Out tdscale) const {
     heads_backward(true, {x, tx}, norm, {inverse, tinverse}, angles, layout, {dy, tdy}, tdx,
                    tdscale);
   }
-  void swiglu(In gate, In up, Out out) const {
-    rounding({out}, {out}, [&](Narrow rounded) {
-      Launch::swiglu(device_->stream(), false, {gate, {}}, {up, {}}, out, rounded);
+  void swiglu(In gate, In up, To out) const {
+    rounding({out}, {}, [&](const Places& to) {
+      Launch::swiglu(device_->stream(), false, {gate, {}}, {up, {}}, to);
     });
   }
-  void swiglu_backward(In gate, In up, In dout, Out dgate, Out dup) const {
-    rounding({dgate, dup}, {dgate, dup}, [&](Narrow rounded_gate, Narrow rounded_up) {
-      Launch::swiglu_backward(device_->stream(), false, {gate, {}}, {up, {}}, {dout, {}}, dgate,
-                              dup, rounded_gate, rounded_up);
+  void swiglu_backward(In gate, In up, In dout, To dgate, To dup) const {
+    rounding({dgate, dup}, {}, [&](const Places& to_gate, const Places& to_up) {
+      Launch::swiglu_backward(device_->stream(), false, {gate, {}}, {up, {}}, {dout, {}}, to_gate,
+                              to_up);
     });
   }
-  void swiglu_tangent(In gate, In tgate, In up, In tup, Out tout) const {
-    rounding({tout}, {tout}, [&](Narrow rounded) {
-      Launch::swiglu(device_->stream(), true, {gate, tgate}, {up, tup}, tout, rounded);
+  void swiglu_tangent(In gate, In tgate, In up, In tup, To tout) const {
+    rounding({tout}, {}, [&](const Places& to) {
+      Launch::swiglu(device_->stream(), true, {gate, tgate}, {up, tup}, to);
     });
   }
-  void swiglu_backward_tangent(In gate, In tgate, In up, In tup, In dout, In tdout, Out tdgate,
-                               Out tdup) const {
-    rounding({tdgate, tdup}, {tdgate, tdup}, [&](Narrow rounded_gate, Narrow rounded_up) {
+  void swiglu_backward_tangent(In gate, In tgate, In up, In tup, In dout, In tdout, To tdgate,
+                               To tdup) const {
+    rounding({tdgate, tdup}, {}, [&](const Places& to_gate, const Places& to_up) {
       Launch::swiglu_backward(device_->stream(), true, {gate, tgate}, {up, tup}, {dout, tdout},
-                              tdgate, tdup, rounded_gate, rounded_up);
+                              to_gate, to_up);
     });
   }
 
@@ -235,8 +236,9 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
     if constexpr (fast) {
       if (Queue::attention_of_few(q, keys, values, shape, place(shape.position), o, lse)) return;
       check_records_nothing();
-      const bool done = rounding({o}, {o, lse}, [&](Narrow to) {
-        return Launch::attention_bfloat16(device_->stream(), q, keys, values, shape, o, lse, to);
+      const bool done = rounding({o}, {lse}, [&](const Places& to) {
+        return Launch::attention_bfloat16(device_->stream(), q, keys, values, shape, o, lse,
+                                          to.rounded);
       });
       if (done) return;
     }
@@ -366,20 +368,21 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
       : Queue(std::move(device), own_stream) {}
 
   void norm_backward(bool tangents, const Operand& x, Norm<S> norm, const Operand& inverse,
-                     const Operand& dy, Out dx, Write write, Out dscale) const {
+                     const Operand& dy, To dx, Write write, Out dscale) const {
+    const bool add = write == Write::Add;
     with_column_scratch(dscale, x.value.rows, [&](void* scratch) {
-      rounding({write == Write::Add ? Out() : dx}, {dx, dscale}, [&](Narrow rounded) {
-        Launch::rms_norm_backward(device_->stream(), tangents, x, norm, inverse, dy, dx, write,
-                                  dscale, scratch, rounded);
+      rounding({add ? To() : dx}, {dx.memory(), dscale}, [&](const Places& to) {
+        Launch::rms_norm_backward(device_->stream(), tangents, x, norm, inverse, dy,
+                                  add ? Places(dx) : to, write, dscale, scratch);
       });
     });
   }
   void heads_backward(bool tangents, const Operand& x, Norm<S> norm, const Operand& inverse,
-                      In angles, RopeLayout layout, const Operand& dy, Out dx, Out dscale) const {
+                      In angles, RopeLayout layout, const Operand& dy, To dx, Out dscale) const {
     with_column_scratch(dscale, x.value.rows * (x.value.cols / angles.cols), [&](void* scratch) {
-      rounding({dx}, {dx, dscale}, [&](Narrow rounded) {
+      rounding({dx}, {dscale}, [&](const Places& to) {
         Launch::head_norm_rope_backward(device_->stream(), tangents, x, norm, inverse, angles,
-                                        layout, dy, dx, dscale, scratch, rounded);
+                                        layout, dy, to, dscale, scratch);
       });
     });
   }

@@ -33,6 +33,18 @@ inline bool overlap(const View<const float>& a, const View<const float>& b) {
   return a.data < b.row(b.rows - 1) + b.cols && b.data < a.row(a.rows - 1) + a.cols;
 }
 
+/// Where a result goes: as it is, rounded for the products that will read it, or both.
+template <class S>
+struct Places {
+  View<S> values;
+  View<bfloat16> rounded;
+
+  Places() = default;
+  TTT_HD Places(View<S> values_, View<bfloat16> rounded_ = {})
+      : values(values_), rounded(rounded_) {}
+  TTT_HD bool empty() const { return values.empty() && rounded.empty(); }
+};
+
 /// A product of a few rows: y = x · w.
 template <class S>
 struct FewRows {
@@ -116,10 +128,9 @@ struct HeadScratch {
   static constexpr Index tiles(Index words) { return (words + tile - 1) / tile; }
 };
 
-/// Kernels on scalars of S. `rounded` is a copy of a result for the products that will read it.
-/// Those with a form on dual numbers take `tangents`: then operands are read with their tangents,
-/// and what is written or added to is the tangent of each result. They are one template,
-/// instantiated twice.
+/// Kernels on scalars of S. Those with a form on dual numbers take `tangents`: then operands are
+/// read with their tangents, and what is written or added to is the tangent of each result. They
+/// are one template, instantiated twice.
 template <class S>
 struct [[gnu::visibility("hidden")]] Launch {
   /// c (+)= a · b of shapes (m, k) and (k, n).
@@ -150,14 +161,13 @@ struct [[gnu::visibility("hidden")]] Launch {
 
   static void embed(Stream, Weight<S> table, const Token* tokens, View<S> out);
   static void embed_backward(Stream, const Token* tokens, View<const S> dout, View<S> dtable);
-  static void rms_norm(Stream, bool tangents, Operand<S> x, Norm<S>, Operand<S> h, View<S> y,
-                       View<S> inverse, View<bfloat16> rounded = {});
+  static void rms_norm(Stream, bool tangents, Operand<S> x, Norm<S>, Operand<S> h, Places<S> y,
+                       View<S> inverse);
   /// A sum, and y = rms_norm of it, to the bits that one after the other would give. False, and
   /// nothing done, where there is no kernel: rows that do not lie in fours of floats or are long.
   static bool sum_and_norm(Stream, const SumAndNorm<S>&, View<bfloat16> rounded = {});
   static void rms_norm_backward(Stream, bool tangents, Operand<S> x, Norm<S>, Operand<S> inverse,
-                                Operand<S> dy, View<S> dx, Write, View<S> dscale, void* scratch,
-                                View<bfloat16> rounded = {});
+                                Operand<S> dy, Places<S> dx, Write, View<S> dscale, void* scratch);
   /// Bytes of scratch that a gradient of scales needs: sums over so many rows.
   static Index column_scratch(Index rows, Index cols);
   static void rope_angles(Stream, Place, const Frequencies&, View<S> out);
@@ -165,13 +175,10 @@ struct [[gnu::visibility("hidden")]] Launch {
                              RopeLayout, View<S> y, View<S> inverse);
   static void head_norm_rope_backward(Stream, bool tangents, Operand<S> x, Norm<S>,
                                       Operand<S> inverse, View<const S> angles, RopeLayout,
-                                      Operand<S> dy, View<S> dx, View<S> dscale, void* scratch,
-                                      View<bfloat16> rounded = {});
-  static void swiglu(Stream, bool tangents, Operand<S> gate, Operand<S> up, View<S> out,
-                     View<bfloat16> rounded = {});
+                                      Operand<S> dy, Places<S> dx, View<S> dscale, void* scratch);
+  static void swiglu(Stream, bool tangents, Operand<S> gate, Operand<S> up, Places<S> out);
   static void swiglu_backward(Stream, bool tangents, Operand<S> gate, Operand<S> up,
-                              Operand<S> dout, View<S> dgate, View<S> dup,
-                              View<bfloat16> rounded_gate = {}, View<bfloat16> rounded_up = {});
+                              Operand<S> dout, Places<S> dgate, Places<S> dup);
 
   static void chunk_conv(Stream, View<const S> x, Weight<S> taps, Index chunk, View<S> y);
   static void chunk_conv_backward(Stream, View<const S> x, Weight<S> taps, Index chunk,

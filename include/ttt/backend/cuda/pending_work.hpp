@@ -66,7 +66,7 @@ class PendingWork {
     if (!wait_) start_all();
   }
 
-  /// y = rms_norm(x), with what made x if that is still to be started.
+  /// y = rms_norm(x), or that rounded, or both, with what made x if that is still to be started.
   void norm(View<const float> x, Norm<float> norm, View<float> y, View<float> inverse,
             View<bfloat16> rounded) {
     const std::lock_guard lock(mutex_);
@@ -77,7 +77,7 @@ class PendingWork {
       if (Launch<float>::sum_and_norm(device_->stream(), all, rounded)) return sum_.reset();
     }
     start_all();
-    Launch<float>::rms_norm(device_->stream(), false, {x, {}}, norm, {}, y, inverse, rounded);
+    Launch<float>::rms_norm(device_->stream(), false, {x, {}}, norm, {}, {y, rounded}, inverse);
   }
 
   /// y = x · w of few rows for each of some weights; false where they do not lie alike.

@@ -89,25 +89,25 @@ class Queue {
     Launch<S>::fill(next(), value, to, size);
   }
 
-  /// Calls start(a place for a rounded copy of each result), which puts the kernels that make them
-  /// on the stream; they write nothing but `written`.
+  /// Calls start(the places of each result), which puts the kernels that fill them on the stream;
+  /// beside these they write nothing but `written`.
   template <std::size_t count, class F>
-  auto rounding(const Out (&results)[count], std::initializer_list<Out> written,
+  auto rounding(const Factor<S> (&results)[count], std::initializer_list<Out> written,
                 const F& start) const {
     start_pending();
     if constexpr (fast) {
       return tensor_cores_->rounding(results, written, start);
     } else if constexpr (count == 1) {
-      return start(View<bfloat16>());
+      return start(Places<S>(results[0]));
     } else {
-      return start(View<bfloat16>(), View<bfloat16>());
+      return start(Places<S>(results[0]), Places<S>(results[1]));
     }
   }
 
   /// c (+)= a · b; under Bfloat16 either may be in that already.
   void product(Weight<S> a, Weight<S> b, Out c, Write write) const {
     if constexpr (fast) {
-      if (c.rows <= TensorCores::few_rows && !a.transposed && !a.narrow) {
+      if (is_few(a) && !a.transposed) {
         tensor_cores_->forget();
         return pending_->product({a.template stored<S>(), b, c}, write);
       }
@@ -121,24 +121,25 @@ class Queue {
   /// y = x · w for each of several weights, at once. False, and nothing done, where there is no way
   /// that is better than one after the other.
   template <std::size_t count>
-  bool product_each(In x, const std::array<Weight<S>, count>& w,
+  bool product_each(Weight<S> x, const std::array<Weight<S>, count>& w,
                     const std::array<Out, count>& y) const requires(fast) {
-    if (x.rows <= TensorCores::few_rows) {
+    if (is_few(x)) {
       tensor_cores_->forget();
-      return pending_->products(x, w, y);
+      return pending_->products(x.template stored<S>(), w, y);
     }
     if constexpr (count > 1) {
       start_pending();
-      return tensor_cores_->multiply_each(Weight<S>(x), w, y);
+      return tensor_cores_->multiply_each(x, w, y);
     }
     return false;
   }
 
   /// A gate, what it gates and swiglu of both; false likewise.
-  bool gated(In x, Weight<S> w1, Weight<S> w3, Out gate, Out up, Out out) const requires(fast) {
-    if (x.rows > TensorCores::few_rows) return false;
+  bool gated(Weight<S> x, Weight<S> w1, Weight<S> w3, Out gate, Out up, Factor<S> out) const
+      requires(fast) {
+    if (!is_few(x) || out.narrow) return false;
     tensor_cores_->forget();
-    return pending_->gated(x, w1, w3, gate, up, out);
+    return pending_->gated(x.template stored<S>(), w1, w3, gate, up, out);
   }
   /// Heads turned and stored, and attention of few rows; false where there is no kernel.
   bool rotate(const Rotation<S>& rotation) const requires(fast) {
@@ -158,14 +159,14 @@ class Queue {
 
   /// y (+)= x · w of each of `parts` equal parts of the rows, by weights that lie `apart` elements
   /// from each other, at once; and dw (+)= xᵀ · dy of each. False likewise.
-  bool matmul_parts(In x, Weight<S> w, Index parts, Index apart, Out y, Write write) const
+  bool matmul_parts(Weight<S> x, Weight<S> w, Index parts, Index apart, Out y, Write write) const
       requires(fast) {
     if (x.rows / parts <= TensorCores::few_rows) return false;
     start_pending();
     return tensor_cores_->multiply_parts(x, w, parts, apart, y, write);
   }
-  bool matmul_gradient_parts(In x, In dy, Index parts, Index apart, Out dw, Write write) const
-      requires(fast) {
+  bool matmul_gradient_parts(Weight<S> x, Weight<S> dy, Index parts, Index apart, Out dw,
+                             Write write) const requires(fast) {
     start_pending();
     return tensor_cores_->multiply_gradient_parts(x, dy, parts, apart, dw, write);
   }
@@ -178,17 +179,11 @@ class Queue {
   }
   /// A feed-forward of which nothing but y is needed. False, and nothing done, where there is no
   /// kernel for it.
-  bool feed_forward(In x, Weight<S> w1, Weight<S> w3, Weight<S> w2, S* memory, Out y) const
+  bool feed_forward(Weight<S> x, Weight<S> w1, Weight<S> w3, Weight<S> w2, S* memory, Out y) const
       requires(fast) {
     if (!Launch<S>::has_large_products(x.rows)) return false;
     start_pending();
     return tensor_cores_->feed_forward(x, w1, w3, w2, memory, y);
-  }
-  /// The way back through its first half; false likewise.
-  bool gated_backward(const GatedBackward<S>& work) const requires(fast) {
-    if (work.gate.rows <= TensorCores::few_rows) return false;
-    start_pending();
-    return tensor_cores_->gated_backward(work);
   }
   /// Head and loss of rows without their logits; false likewise.
   bool head_loss(In h, Weight<S> head, const Token* targets, const S* weights, S* nll, Out dh,
@@ -217,17 +212,24 @@ class Queue {
     }
   }
   /// y = rms_norm(x), of that sum or of anything else.
-  void norm(In x, Norm<S> norm, Out y, Out inverse) const {
+  void norm(In x, Norm<S> norm, Factor<S> y, Out inverse) const {
     if constexpr (fast) {
-      tensor_cores_->rounding({y}, {y, inverse}, [&](View<bfloat16> rounded) {
-        pending_->norm(x, norm, y, inverse, rounded);
+      tensor_cores_->rounding({y}, {inverse}, [&](const Places<S>& to) {
+        pending_->norm(x, norm, to.values, inverse, to.rounded);
       });
     } else {
-      Launch<S>::rms_norm(next(), false, {x, {}}, norm, {}, y, inverse);
+      Launch<S>::rms_norm(next(), false, {x, {}}, norm, {}, {y}, inverse);
     }
   }
 
+  /// Whether a factor of that shape is to be rounded: rows that lie in eights, for more than a few.
+  static constexpr bool rounds(Index rows, Index cols) requires(fast) {
+    return rows > TensorCores::few_rows && cols % TensorCores::row_alignment == 0;
+  }
+
  private:
+  /// Rows that multiply weights where they lie.
+  static bool is_few(const Weight<S>& x) { return x.rows <= TensorCores::few_rows && !x.narrow; }
   void start_pending() const {
     if constexpr (fast) pending_->start();
   }

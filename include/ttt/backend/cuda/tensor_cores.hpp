@@ -31,6 +31,7 @@ class TensorCores {
  public:
   /// Rows up to which a product reads its weights at the speed of the memory, without this.
   static constexpr Index few_rows = 8;
+  static constexpr Index row_alignment = 8;  // elements: 16 bytes
 
   /// Without `remember`, every product rounds anew: a caller who has the stream may put kernels of
   /// his own between them.
@@ -48,16 +49,20 @@ class TensorCores {
     rounded_.clear();
   }
 
-  /// Calls f with a place for a rounded copy of each result, which the kernels that f puts on the
-  /// stream are to fill and products will find; with none where none is wanted. They may write
-  /// `written` and nothing else: other copies stay good. None either where there is no room.
+  /// Calls f with the places of each result, which the kernels that f puts on the stream are to
+  /// fill: its own and, unless that is rounded, one for a rounded copy, which products will find;
+  /// none of the latter where none is wanted or there is no room. They may write these and
+  /// `written`, and nothing else: other copies stay good.
   template <std::size_t count, class F>
-  auto rounding(const View<float> (&results)[count], std::initializer_list<View<float>> written,
+  auto rounding(const Factor<float> (&results)[count], std::initializer_list<View<float>> written,
                 const F& f) {
     const std::lock_guard lock(mutex_);
-    for (const View<float>& to : written) forget_what_was_in(to);
     Index bytes = 0;
-    for (const View<float>& result : results) bytes += copy_bytes(result);
+    for (const View<float>& to : written) forget_what_was_in(to);
+    for (const Factor<float>& result : results) {
+      forget_what_was_in(result.memory());
+      bytes += copy_bytes(result.values());
+    }
     if (used_bytes() + bytes > scratch_.size()) {
       rounded_.clear();
       try {
@@ -65,12 +70,16 @@ class TensorCores {
       } catch (const Error&) {    // then products round what they need, a little at a time
       }
     }
+    const auto places = [&](const Factor<float>& result) {
+      return result.narrow ? Places<float>({}, result.rounded())
+                           : Places<float>(result.values(), place_for(result.values()));
+    };
     if constexpr (count == 1) {
-      return f(place_for(results[0]));
+      return f(places(results[0]));
     } else {
       static_assert(count == 2);
-      const auto first = place_for(results[0]);
-      return f(first, place_for(results[1]));
+      const auto first = places(results[0]);
+      return f(first, places(results[1]));
     }
   }
 
@@ -113,7 +122,7 @@ class TensorCores {
   /// y = (silu(x · w1) * (x · w3)) · w2 of many rows, with memory for as many bfloat16s as lie
   /// between the products. False where there is too little work for it, or rows do not lie in
   /// eights. Throws Error when there is no room for rounded operands.
-  bool feed_forward(const View<const float>& x, const Weight<float>& w1, const Weight<float>& w3,
+  bool feed_forward(const Weight<float>& x, const Weight<float>& w1, const Weight<float>& w3,
                     const Weight<float>& w2, float* memory, const View<float>& y) {
     const View<bfloat16> hidden(reinterpret_cast<bfloat16*>(memory), x.rows, w1.cols);
     if (!is_large({memory, x.rows, 2 * w1.cols})) return false;
@@ -128,44 +137,6 @@ class TensorCores {
     forget_what_was_in({memory, x.rows, w1.cols});
     forget_what_was_in(y);
     plans_.start(stream, View<const bfloat16>(hidden), down, y, Write::Replace, {});
-    return true;
-  }
-
-  /// The way back through its first half, with what is between in bfloat16. False, and nothing
-  /// done, where rows do not lie in eights. Throws Error when there is no room for rounded
-  /// operands.
-  bool gated_backward(const GatedBackward<float>& work) {
-    const View<const float>& gate = work.gate;
-    for (const View<float>& memory : {work.dgate, work.dup}) {
-      if (gate.cols % row_alignment != 0 || reinterpret_cast<std::uintptr_t>(memory.data) % 16 != 0)
-        return false;
-    }
-    const auto narrow = [&](const View<float>& memory) {
-      return View<bfloat16>(reinterpret_cast<bfloat16*>(memory.data), gate.rows, gate.cols);
-    };
-    const View<bfloat16> between[] = {narrow(work.dgate), narrow(work.dup)};
-    const std::lock_guard lock(mutex_);
-    const cudaStream_t stream = device_->stream();
-    const Weight<float> operands[] = {work.x, work.w1, work.w3};
-    make_room(operands);
-    for (const View<float>& memory : {work.dgate, work.dup}) forget_what_was_in(memory);
-    Launch<float>::swiglu_backward(stream, false, {gate, {}}, {work.up, {}}, {work.dout, {}}, {},
-                                   {}, between[0], between[1]);
-    const View<float> dw[] = {work.dw1, work.dw3};
-    const Weight<float> w[] = {work.w1, work.w3};
-    for (int i = 0; i < 2; ++i) {
-      const View<const bfloat16> dy = between[i];
-      if (!dw[i].empty()) {
-        const Weight<float> x = rounded(stream, work.x);
-        forget_what_was_in(dw[i]);
-        plans_.start(stream, x.transpose(), dy, dw[i], work.gradients, {});
-      }
-      if (!work.dx.empty()) {
-        const Weight<float> back = rounded(stream, w[i]).transpose();
-        forget_what_was_in(work.dx);
-        plans_.start(stream, dy, back, work.dx, i == 0 ? Write::Replace : Write::Add, {});
-      }
-    }
     return true;
   }
 
@@ -232,7 +203,7 @@ class TensorCores {
 
   /// y (+)= x · w of each of `parts` equal parts of the rows, by weights in bfloat16 that lie
   /// `apart` elements from each other, as one product. False likewise.
-  bool multiply_parts(const View<const float>& x, const Weight<float>& w, Index parts, Index apart,
+  bool multiply_parts(const Weight<float>& x, const Weight<float>& w, Index parts, Index apart,
                       const View<float>& y, Write write) {
     const View<float> first = y.part(0, parts);
     const Index out_apart = first.rows * first.stride;
@@ -247,7 +218,7 @@ class TensorCores {
     return true;
   }
   /// dw (+)= xᵀ · dy of each part likewise, where gradients lie so far apart.
-  bool multiply_gradient_parts(const View<const float>& x, const View<const float>& dy, Index parts,
+  bool multiply_gradient_parts(const Weight<float>& x, const Weight<float>& dy, Index parts,
                                Index apart, const View<float>& dw, Write write) {
     if (!is_small(dw) || apart % 4 != 0) return false;
     const std::lock_guard lock(mutex_);
@@ -265,7 +236,6 @@ class TensorCores {
   }
 
  private:
-  static constexpr Index row_alignment = 8;  // elements: 16 bytes
   /// Tiles of a product that keep a GPU's multiprocessors busy, four for each of an H200's: then
   /// one product after the other is as good.
   static constexpr Index filling_tiles = 4 * 132;
@@ -374,7 +344,7 @@ class TensorCores {
     return w.transposed ? rounded_.back().to.transpose() : rounded_.back().to;
   }
 
-  View<const bfloat16> first_part(cudaStream_t stream, const View<const float>& x, Index parts) {
+  View<const bfloat16> first_part(cudaStream_t stream, const Weight<float>& x, Index parts) {
     return rounded(stream, x).stored<bfloat16>().part(0, parts);
   }
 

@@ -47,8 +47,8 @@ __device__ T add_scaled(T h, T x, T inverse, T scale) {
 
 /// y = [h +] x * inverse * scale; a block a row.
 template <class T, int N, class S = ScalarOf<T>>
-__global__ void rms_norm_kernel(Operand<S> x, Norm<S> norm, Operand<S> h, View<S> y,
-                                View<S> inverse, View<bfloat16> rounded) {
+__global__ void rms_norm_kernel(Operand<S> x, Norm<S> norm, Operand<S> h, Places<S> y,
+                                View<S> inverse) {
   const Index t = blockIdx.x, width = x.value.cols, step = N * static_cast<Index>(blockDim.x);
   T sum(0);
   for (Index j = N * static_cast<Index>(threadIdx.x); j < width; j += step) {
@@ -67,7 +67,6 @@ __global__ void rms_norm_kernel(Operand<S> x, Norm<S> norm, Operand<S> h, View<S
       out.at[n] = add_scaled(out.at[n], v.at[n], inv, T(scale_at(norm, j + n)));
     }
     put_pack(y, t, j, out);
-    put_rounded(rounded, t, j, out);
   }
 }
 
@@ -156,8 +155,8 @@ __device__ Pack<S, N> scaled(const Pack<S, N>& x, S inverse, const Pack<S, N>& s
 /// rms_norm_kernel where a thread holds its share of a row: all that is read is asked for at once.
 template <int N, int held, class S>
 __global__ void __launch_bounds__(row_threads)
-    rms_norm_held_kernel(View<const S> x, Norm<S> norm, View<const S> h, View<S> y, View<S> inverse,
-                         View<bfloat16> rounded) {
+    rms_norm_held_kernel(View<const S> x, Norm<S> norm, View<const S> h, Places<S> y,
+                         View<S> inverse) {
   const Index t = blockIdx.x, width = x.cols;
   Pack<S, N> v[held], out[held], scale[held];
   for_held<N, held>(width, [&](int i, Index j) {
@@ -174,7 +173,6 @@ __global__ void __launch_bounds__(row_threads)
       out[i].at[n] = add_scaled(out[i].at[n], v[i].at[n], inv, scale[i].at[n]);
     }
     put_pack(y, t, j, out[i]);
-    put_rounded(rounded, t, j, out[i]);
   });
 }
 
@@ -206,24 +204,22 @@ __global__ void __launch_bounds__(row_threads)
   if (!all.inverse.empty() && threadIdx.x == 0) all.inverse(t, 0) = inv;
   for_held<N, held>(width, [&](int i, Index j) {
     const auto out = scaled(h[i], inv, next_scale[i]);
-    put_pack(all.y, t, j, out);
-    put_rounded(rounded, t, j, out);
+    put_pack(Places<S>(all.y, rounded), t, j, out);
   });
 }
 /// Whether there is a kernel for these rows.
 template <class S>
-bool fits_sum_and_norm(const SumAndNorm<S>& all) {
+bool fits_sum_and_norm(const SumAndNorm<S>& all, const View<bfloat16>& rounded = {}) {
   const ResidualSum<S>& sum = all.sum;
   return in_packs(sum.x) && in_packs(sum.h) && in_packs<S>(sum.out) && in_packs<S>(all.y) &&
          sum.x.cols <= held_packs * pack_size<S> * Index{row_threads} && sum.x.rows > 0 &&
-         !all.y.empty();
+         !(all.y.empty() && rounded.empty());
 }
 
 /// dx (+)= inverse * scale * dy - x * pull; dx may be dy.
 template <class T, int N, class S = ScalarOf<T>>
 __global__ void rms_norm_backward_kernel(Operand<S> x, Norm<S> norm, Operand<S> inverse,
-                                         Operand<S> dy, View<S> dx, bool add,
-                                         View<bfloat16> rounded) {
+                                         Operand<S> dy, Places<S> dx, bool add) {
   const Index t = blockIdx.x, width = x.value.cols, step = N * static_cast<Index>(blockDim.x);
   T dot(0);
   for (Index j = N * static_cast<Index>(threadIdx.x); j < width; j += step) {
@@ -241,7 +237,6 @@ __global__ void rms_norm_backward_kernel(Operand<S> x, Norm<S> norm, Operand<S> 
       out.at[n] = inv * T(scale_at(norm, j + n)) * g.at[n] - v.at[n] * pull;
     }
     put_pack(dx, t, j, out, add);
-    put_rounded(rounded, t, j, out);
   }
 }
 
@@ -249,14 +244,14 @@ __global__ void rms_norm_backward_kernel(Operand<S> x, Norm<S> norm, Operand<S> 
 template <int N, int held, class S>
 __global__ void __launch_bounds__(row_threads)
     rms_norm_backward_held_kernel(View<const S> x, Norm<S> norm, View<const S> inverse,
-                                  View<const S> dy, View<S> dx, bool add, View<bfloat16> rounded) {
+                                  View<const S> dy, Places<S> dx, bool add) {
   const Index t = blockIdx.x, width = x.cols;
   Pack<S, N> v[held], g[held], scale[held], out[held];
   const S inv = inverse(t, 0);
   for_held<N, held>(width, [&](int i, Index j) {
     v[i] = load_pack<S, N>({x, {}}, t, j);
     g[i] = load_pack<S, N>({dy, {}}, t, j);
-    out[i] = load_pack<S, N>({add ? dx : View<S>(), {}}, t, j);
+    out[i] = load_pack<S, N>({add ? dx.values : View<S>(), {}}, t, j);
     scale[i] = load_scales<N>(norm, j);
   });
   const Wide<S> factor = pull_factor(inv, width);
@@ -273,7 +268,6 @@ __global__ void __launch_bounds__(row_threads)
       out[i].at[n] = add ? out[i].at[n] + own : own;
     }
     put_pack(dx, t, j, out[i]);
-    put_rounded(rounded, t, j, out[i]);
   });
 }
 
@@ -309,24 +303,23 @@ __global__ void __launch_bounds__(1024)
 
 template <class S>
 void Launch<S>::rms_norm(Stream stream, bool tangents, Operand<S> x, Norm<S> norm, Operand<S> h,
-                         View<S> y, View<S> inverse, View<bfloat16> rounded) {
+                         Places<S> y, View<S> inverse) {
   if (x.value.rows == 0) return;
-  const bool aligned = in_packs(x) && in_packs(h) && in_packs<S>(y);
+  const bool aligned = in_packs(x) && in_packs(h) && in_packs<S>(y.values);
   const auto hold = [&](auto held) {
-    rms_norm_held_kernel<pack_size<S>, held()><<<grid(x.value.rows), row_threads, 0, stream>>>(
-        x.value, norm, h.value, y, inverse, rounded);
+    rms_norm_held_kernel<pack_size<S>, held()>
+        <<<grid(x.value.rows), row_threads, 0, stream>>>(x.value, norm, h.value, y, inverse);
   };
   if (aligned && !tangents && with_held<S>(x.value.cols, hold)) return;
   with_packs<S>(tangents, aligned, [&]<class T, int N>() {
-    rms_norm_kernel<T, N>
-        <<<grid(x.value.rows), row_threads, 0, stream>>>(x, norm, h, y, inverse, rounded);
+    rms_norm_kernel<T, N><<<grid(x.value.rows), row_threads, 0, stream>>>(x, norm, h, y, inverse);
   });
 }
 
 template <class S>
 bool Launch<S>::sum_and_norm(Stream stream, const SumAndNorm<S>& all, View<bfloat16> rounded) {
   if constexpr (std::is_same_v<S, float>) {
-    return fits_sum_and_norm(all) && with_held<S>(all.sum.x.cols, [&](auto held) {
+    return fits_sum_and_norm(all, rounded) && with_held<S>(all.sum.x.cols, [&](auto held) {
              sum_and_norm_kernel<pack_size<S>, held()>
                  <<<grid(all.sum.x.rows), row_threads, 0, stream>>>(all, rounded);
            });
@@ -336,8 +329,8 @@ bool Launch<S>::sum_and_norm(Stream stream, const SumAndNorm<S>& all, View<bfloa
 
 template <class S>
 void Launch<S>::rms_norm_backward(Stream stream, bool tangents, Operand<S> x, Norm<S> norm,
-                                  Operand<S> inverse, Operand<S> dy, View<S> dx, Write write,
-                                  View<S> dscale, void* scratch, View<bfloat16> rounded) {
+                                  Operand<S> inverse, Operand<S> dy, Places<S> dx, Write write,
+                                  View<S> dscale, void* scratch) {
   if (x.value.rows == 0) return;
   if (!dscale.empty()) {  // before dx: it may be dy
     const ColumnSums all = column_sums(x.value.rows, x.value.cols);
@@ -349,16 +342,16 @@ void Launch<S>::rms_norm_backward(Stream stream, bool tangents, Operand<S> x, No
     add_parts(stream, all, part, dscale);
   }
   if (dx.empty()) return;
-  const bool aligned = in_packs(x) && in_packs(dy) && in_packs<S>(dx);
+  const bool aligned = in_packs(x) && in_packs(dy) && in_packs<S>(dx.values);
   const auto hold = [&](auto held) {
     rms_norm_backward_held_kernel<pack_size<S>, held()>
         <<<grid(x.value.rows), row_threads, 0, stream>>>(x.value, norm, inverse.value, dy.value, dx,
-                                                         write == Write::Add, rounded);
+                                                         write == Write::Add);
   };
   if (aligned && !tangents && with_held<S>(x.value.cols, hold)) return;
   with_packs<S>(tangents, aligned, [&]<class T, int N>() {
     rms_norm_backward_kernel<T, N><<<grid(x.value.rows), row_threads, 0, stream>>>(
-        x, norm, inverse, dy, dx, write == Write::Add, rounded);
+        x, norm, inverse, dy, dx, write == Write::Add);
   });
 }
 

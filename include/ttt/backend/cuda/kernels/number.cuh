@@ -161,7 +161,7 @@ __device__ void put_pack(const View<S>& to, Index i, Index j, const Pack<T, N>& 
   *place = sum;
 }
 
-/// A copy in bfloat16 of what a product will read, where one is wanted.
+/// What a product will read, in bfloat16, where that is wanted.
 template <class T, int N>
 __device__ void put_rounded(const View<bfloat16>& to, Index i, Index j, const Pack<T, N>& x) {
   if constexpr (std::is_same_v<ScalarOf<T>, float>) {
@@ -171,6 +171,14 @@ __device__ void put_rounded(const View<bfloat16>& to, Index i, Index j, const Pa
     for (int n = 0; n < N; ++n) set(raw.at[n], result_of(x.at[n]));
     *reinterpret_cast<RawPack<bfloat16, N>*>(to.row(i) + j) = raw;
   }
+}
+
+/// Puts a pack wherever a result goes; adds it to the values only.
+template <class T, int N, class S = ScalarOf<T>>
+__device__ void put_pack(const Places<S>& to, Index i, Index j, const Pack<T, N>& x,
+                         bool add = false) {
+  if (!to.values.empty()) put_pack(to.values, i, j, x, add);
+  put_rounded(to.rounded, i, j, x);
 }
 
 /// Rows that begin where sixteen bytes can be moved at once.

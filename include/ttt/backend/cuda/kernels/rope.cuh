@@ -212,7 +212,7 @@ __device__ Turned<T> turn_back(const Operand<S>& dy, View<const S> angles, RopeL
 template <class T, class S = ScalarOf<T>>
 __global__ void head_norm_rope_backward_kernel(Operand<S> x, Norm<S> norm, Operand<S> inverse,
                                                View<const S> angles, RopeLayout layout,
-                                               Operand<S> dy, View<S> dx, View<bfloat16> rounded) {
+                                               Operand<S> dy, Places<S> dx) {
   const Index d = angles.cols, t = blockIdx.x, lane = threadIdx.x % 32, h = own_head();
   if (h * d >= x.value.cols) return;
   Turned<T> g[most_pairs];
@@ -242,10 +242,8 @@ __global__ void head_norm_rope_backward_kernel(Operand<S> x, Norm<S> norm, Opera
       first = inv * T(scale_at(norm, a)) * first - load<T>(x, t, h * d + a) * pull;
       second = inv * T(scale_at(norm, b)) * second - load<T>(x, t, h * d + b) * pull;
     }
-    put(dx(t, h * d + a), first);
-    put(dx(t, h * d + b), second);
-    put_rounded(rounded, t, h * d + a, Pack<T, 1>{first});
-    put_rounded(rounded, t, h * d + b, Pack<T, 1>{second});
+    put_pack(dx, t, h * d + a, Pack<T, 1>{first});
+    put_pack(dx, t, h * d + b, Pack<T, 1>{second});
   }
 }
 
@@ -254,8 +252,7 @@ template <class T, int lanes, int count>
 __global__ void __launch_bounds__(row_threads, std::is_same_v<T, float> ? 4 : 3)
     head_norm_rope_backward_fours_kernel(Operand<float> x, Norm<float> norm, Operand<float> inverse,
                                          View<const float> angles, RopeLayout layout,
-                                         Operand<float> dy, View<float> dx, View<bfloat16> rounded,
-                                         unsigned heads) {
+                                         Operand<float> dy, Places<float> dx, unsigned heads) {
   const Index d = angles.cols;
   const LaneHeads<lanes, count> own(heads, d);
   const Index t = own.row, c = own.channel;
@@ -302,7 +299,6 @@ __global__ void __launch_bounds__(row_threads, std::is_same_v<T, float> ? 4 : 3)
       }
     }
     put_pack(dx, t, own.head(i) * d + c, g[i]);
-    put_rounded(rounded, t, own.head(i) * d + c, g[i]);
   }
 }
 
@@ -350,8 +346,8 @@ void Launch<S>::head_norm_rope(Stream stream, bool tangents, Operand<S> x, Norm<
 template <class S>
 void Launch<S>::head_norm_rope_backward(Stream stream, bool tangents, Operand<S> x, Norm<S> norm,
                                         Operand<S> inverse, View<const S> angles, RopeLayout layout,
-                                        Operand<S> dy, View<S> dx, View<S> dscale, void* scratch,
-                                        View<bfloat16> rounded) {
+                                        Operand<S> dy, Places<S> dx, View<S> dscale,
+                                        void* scratch) {
   if (x.value.rows == 0) return;
   const bool wants_scale = !dscale.empty() && norm.eps >= 0;
   const ColumnSums all = column_sums(x.value.rows * x.value.cols / angles.cols, angles.cols);
@@ -363,19 +359,19 @@ void Launch<S>::head_norm_rope_backward(Stream stream, bool tangents, Operand<S>
     }
     if (dx.empty()) return;
     if constexpr (std::is_same_v<S, float>) {
-      if (heads_in_fours(angles) && in_packs(x) && in_packs(dy) && in_packs<S>(dx)) {
+      if (heads_in_fours(angles) && in_packs(x) && in_packs(dy) && in_packs<S>(dx.values)) {
         return with_lanes(angles.cols, [&](auto lanes) {
           constexpr int count = (std::is_same_v<T, S> ? 4 : 2) * lanes() / 32;
           const Index heads = x.value.cols / angles.cols;
           const unsigned blocks = LaneHeads<lanes(), count>::blocks(x.value.rows, heads);
           head_norm_rope_backward_fours_kernel<T, lanes(), count>
               <<<blocks, row_threads, 0, stream>>>(x, norm, inverse, angles, layout, dy, dx,
-                                                   rounded, grid(heads));
+                                                   grid(heads));
         });
       }
     }
     head_norm_rope_backward_kernel<T><<<head_grid(x.value, angles), row_threads, 0, stream>>>(
-        x, norm, inverse, angles, layout, dy, dx, rounded);
+        x, norm, inverse, angles, layout, dy, dx);
   });
   if (wants_scale) add_parts(stream, all, part, dscale);
 }

@@ -20,21 +20,19 @@ inline dim3 row_grid(const Shape& shape, int n) {
 }
 
 template <class T, int N, class S = ScalarOf<T>>
-__global__ void swiglu_kernel(Operand<S> gate, Operand<S> up, View<S> out, View<bfloat16> rounded) {
+__global__ void swiglu_kernel(Operand<S> gate, Operand<S> up, Places<S> out) {
   const Index t = blockIdx.x, j = own_column<N>();
-  if (j >= out.cols) return;
+  if (j >= gate.value.cols) return;
   const auto g = load_pack<T, N>(gate, t, j), u = load_pack<T, N>(up, t, j);
   Pack<T, N> y;
 #pragma unroll
   for (int n = 0; n < N; ++n) y.at[n] = g.at[n] * sigmoid(g.at[n]) * u.at[n];
   put_pack(out, t, j, y);
-  put_rounded(rounded, t, j, y);
 }
 
 template <class T, int N, class S = ScalarOf<T>>
 __global__ void swiglu_backward_kernel(Operand<S> gate, Operand<S> up, Operand<S> dout,
-                                       View<S> dgate, View<S> dup, View<bfloat16> rounded_gate,
-                                       View<bfloat16> rounded_up) {
+                                       Places<S> dgate, Places<S> dup) {
   const Index t = blockIdx.x, j = own_column<N>();
   if (j >= gate.value.cols) return;
   const auto g = load_pack<T, N>(gate, t, j), u = load_pack<T, N>(up, t, j),
@@ -46,10 +44,8 @@ __global__ void swiglu_backward_kernel(Operand<S> gate, Operand<S> up, Operand<S
     du.at[n] = d.at[n] * g.at[n] * s;
     dg.at[n] = d.at[n] * u.at[n] * s * (T(1) + g.at[n] * (T(1) - s));
   }
-  if (!dup.empty()) put_pack(dup, t, j, du);
-  if (!dgate.empty()) put_pack(dgate, t, j, dg);
-  put_rounded(rounded_up, t, j, du);
-  put_rounded(rounded_gate, t, j, dg);
+  put_pack(dup, t, j, du);
+  put_pack(dgate, t, j, dg);
 }
 
 template <class S, int N>
@@ -134,26 +130,24 @@ void Launch<S>::embed_backward(Stream stream, const Token* tokens, View<const S>
 }
 
 template <class S>
-void Launch<S>::swiglu(Stream stream, bool tangents, Operand<S> gate, Operand<S> up, View<S> out,
-                       View<bfloat16> rounded) {
-  if (out.rows == 0) return;
-  const bool aligned = in_packs(gate) && in_packs(up) && in_packs<S>(out);
+void Launch<S>::swiglu(Stream stream, bool tangents, Operand<S> gate, Operand<S> up,
+                       Places<S> out) {
+  if (gate.value.rows == 0) return;
+  const bool aligned = in_packs(gate) && in_packs(up) && in_packs<S>(out.values);
   with_packs<S>(tangents, aligned, [&]<class T, int N>() {
-    swiglu_kernel<T, N>
-        <<<row_grid(out.shape(), N), row_threads, 0, stream>>>(gate, up, out, rounded);
+    swiglu_kernel<T, N><<<row_grid(gate.value.shape(), N), row_threads, 0, stream>>>(gate, up, out);
   });
 }
 
 template <class S>
 void Launch<S>::swiglu_backward(Stream stream, bool tangents, Operand<S> gate, Operand<S> up,
-                                Operand<S> dout, View<S> dgate, View<S> dup,
-                                View<bfloat16> rounded_gate, View<bfloat16> rounded_up) {
+                                Operand<S> dout, Places<S> dgate, Places<S> dup) {
   if (gate.value.rows == 0) return;
-  const bool aligned =
-      in_packs(gate) && in_packs(up) && in_packs(dout) && in_packs<S>(dgate) && in_packs<S>(dup);
+  const bool aligned = in_packs(gate) && in_packs(up) && in_packs(dout) &&
+                       in_packs<S>(dgate.values) && in_packs<S>(dup.values);
   with_packs<S>(tangents, aligned, [&]<class T, int N>() {
-    swiglu_backward_kernel<T, N><<<row_grid(gate.value.shape(), N), row_threads, 0, stream>>>(
-        gate, up, dout, dgate, dup, rounded_gate, rounded_up);
+    swiglu_backward_kernel<T, N>
+        <<<row_grid(gate.value.shape(), N), row_threads, 0, stream>>>(gate, up, dout, dgate, dup);
   });
 }
 
