@@ -143,6 +143,80 @@ TEST_CASE("heads that lie in fours have the gradients of others") {
   });
 }
 
+TEST_CASE("gradients of scales over many rows are sums of what every block has of them") {
+  Random random{4};
+  const Fast gpu;
+  struct Rows {
+    Index rows, width, d;
+  };
+  for (const auto& [rows, width, d] :
+       {Rows{1, 64, 64}, {265, 640, 80}, {700, 72, 8}, {1100, 2560, 128}, {300, 4096, 64}}) {
+    for (const Write write : {Write::Replace, Write::Add}) {
+      CAPTURE(rows);
+      CAPTURE(width);
+      CAPTURE(d);
+      CAPTURE(static_cast<int>(write));
+      const Index heads = width / d;
+      const auto in = [&](Index n, Index m) { return Matrix<float>::input(random, n, m, 4); };
+      const auto x = in(rows, width), tx = in(rows, width), dy = in(rows, width),
+                 tdy = in(rows, width), angles = in(rows, d);
+      const auto inverse = in(rows, 1), tinverse = in(rows, 1);
+      const auto of_heads = in(rows, heads), tof_heads = in(rows, heads);
+      const auto norm = TestNorm<float>::make(random, width, 1, 1e-5);
+      const auto head_norm = TestNorm<float>::make(random, d, 2, 1e-5);
+      const auto run = [&](const auto& backend, auto&& call, const auto& as) {
+        using S = typename std::decay_t<decltype(backend)>::Scalar;
+        std::vector<Matrix<S>> out;
+        for (int i = 0; i < 4; ++i) out.push_back(as(Matrix<float>::input(random, rows, width, 8)));
+        for (int i = 0; i < 2; ++i) out.push_back(as(Matrix<float>::input(random, 1, width, 0)));
+        for (int i = 0; i < 2; ++i) out.push_back(as(Matrix<float>::input(random, 1, d, 0)));
+        const auto x_ = as(x), tx_ = as(tx), dy_ = as(dy), tdy_ = as(tdy), angles_ = as(angles),
+                   inverse_ = as(inverse), tinverse_ = as(tinverse), of_heads_ = as(of_heads),
+                   tof_heads_ = as(tof_heads);
+        const auto norm_ = as(norm), head_norm_ = as(head_norm);
+        const auto layout = RopeLayout::HalfSplit;
+        call([&](auto& to) {
+          backend.rms_norm_backward(to(x_.view()), to(norm_.norm()), to(inverse_.view()),
+                                    to(dy_.view()), to(out[0].view()), write, to(out[4].view()));
+          backend.rms_norm_backward_tangent(to(x_.view()), to(tx_.view()), to(norm_.norm()),
+                                            to(inverse_.view()), to(tinverse_.view()),
+                                            to(dy_.view()), to(tdy_.view()), to(out[1].view()),
+                                            write, to(out[5].view()));
+          backend.head_norm_rope_backward(to(x_.view()), to(head_norm_.norm()),
+                                          to(of_heads_.view()), to(angles_.view()), layout,
+                                          to(dy_.view()), to(out[2].view()), to(out[6].view()));
+          backend.head_norm_rope_backward_tangent(
+              to(x_.view()), to(tx_.view()), to(head_norm_.norm()), to(of_heads_.view()),
+              to(tof_heads_.view()), to(angles_.view()), layout, to(dy_.view()), to(tdy_.view()),
+              to(out[3].view()), to(out[7].view()));
+        });
+        return out;
+      };
+      const Random same = random;
+      const auto got = run(
+          gpu,
+          [&](const auto& f) {
+            StagedCall<Fast> call(gpu);
+            f(call);
+          },
+          [](const auto& m) { return m; });
+      random = same;
+      const auto want = run(
+          exact,
+          [](const auto& f) {
+            const auto as_it_is = [](const auto& v) { return v; };
+            f(as_it_is);
+          },
+          [](const auto& m) { return m.template as<double>(); });
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        CAPTURE(i);
+        CHECK(relative_error<float>(got[i].view(), want[i].view()) <= 5e-5);
+        CHECK(got[i].guarded());
+      }
+    }
+  }
+}
+
 TEST_CASE("products of what kernels left rounded are the products of it") {
   Random random{3};
   const Index rows = 70, heads = 2;

@@ -120,10 +120,10 @@ __device__ S sum_of_squares(Index width, const Pack<S, N> (&x)[held]) {
   });
   return squares;
 }
-/// block_sum over row_threads, to the same bits, with one barrier: no block sums at a place twice.
-template <int place, class T>
-__device__ T row_sum(T x) {
-  __shared__ T parts[row_threads / 32];
+/// block_sum over row_threads, to the same bits, with one barrier: no block sums at a place twice,
+/// unless it has summed at another since.
+template <class T>
+__device__ T row_sum(T x, T (&parts)[row_threads / 32]) {
   x = lanes_sum(x);
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
   __syncthreads();
@@ -131,6 +131,11 @@ __device__ T row_sum(T x) {
 #pragma unroll
   for (unsigned i = 1; i < row_threads / 32; ++i) sum = sum + parts[i];
   return sum;
+}
+template <int place, class T>
+__device__ T row_sum(T x) {
+  __shared__ T parts[row_threads / 32];
+  return row_sum(x, parts);
 }
 
 /// What a thread makes of its packs.
@@ -240,35 +245,50 @@ __global__ void rms_norm_backward_kernel(Operand<S> x, Norm<S> norm, Operand<S> 
   }
 }
 
-/// The same where a thread holds its share of a row: all that is read is asked for at once.
-template <int N, int held, class S>
-__global__ void __launch_bounds__(row_threads)
-    rms_norm_backward_held_kernel(View<const S> x, Norm<S> norm, View<const S> inverse,
-                                  View<const S> dy, Places<S> dx, bool add) {
-  const Index t = blockIdx.x, width = x.cols;
-  Pack<S, N> v[held], g[held], scale[held], out[held];
-  const S inv = inverse(t, 0);
-  for_held<N, held>(width, [&](int i, Index j) {
-    v[i] = load_pack<S, N>({x, {}}, t, j);
-    g[i] = load_pack<S, N>({dy, {}}, t, j);
-    out[i] = load_pack<S, N>({add ? dx.values : View<S>(), {}}, t, j);
-    scale[i] = load_scales<N>(norm, j);
-  });
-  const Wide<S> factor = pull_factor(inv, width);
-  S dot(0);
-  for_held<N, held>(width, [&](int i, Index) {
+/// The same where a thread holds its share of a row: all that is read is asked for at once. With
+/// `sums`, a block takes every gridDim.x-th row and leaves, in its row of `part`, their share of
+/// the gradient of scales, for which x and dy were read already.
+template <class T, int N, int held, bool sums, class S = ScalarOf<T>>
+__global__ void __launch_bounds__(row_threads, sums || !std::is_same_v<T, S> ? 2 : 1)
+    rms_norm_backward_held_kernel(Operand<S> x, Norm<S> norm, Operand<S> inverse, Operand<S> dy,
+                                  Places<S> dx, bool add, S* part) {
+  __shared__ T totals[2][row_threads / 32];
+  const Index width = x.value.cols;
+  Pack<S, N> scale[held], sum[held] = {};
+  for_held<N, held>(width, [&](int i, Index j) { scale[i] = load_scales<N>(norm, j); });
+  int turn = 0;
+  for (Index t = blockIdx.x; t < x.value.rows; t += gridDim.x, turn ^= 1) {
+    Pack<T, N> v[held], g[held];
+    Pack<S, N> out[held];
+    const T inv = load<T>(inverse, t, 0);
+    for_held<N, held>(width, [&](int i, Index j) {
+      v[i] = load_pack<T, N>(x, t, j);
+      g[i] = load_pack<T, N>(dy, t, j);
+      out[i] = load_pack<S, N>({add ? dx.values : View<S>(), {}}, t, j);
+    });
+    const Wide<T> factor = pull_factor(inv, width);
+    T dot(0);
+    for_held<N, held>(width, [&](int i, Index) {
 #pragma unroll
-    for (int n = 0; n < N; ++n) dot = dot + scale[i].at[n] * g[i].at[n] * v[i].at[n];
-  });
-  const S pull = narrow<S>(factor * widen(row_sum<0>(dot)));
-  for_held<N, held>(width, [&](int i, Index j) {
+      for (int n = 0; n < N; ++n) {
+        dot = dot + T(scale[i].at[n]) * g[i].at[n] * v[i].at[n];
+        if (sums) sum[i].at[n] += result_of(g[i].at[n] * v[i].at[n] * inv);
+      }
+    });
+    const T pull = narrow<T>(factor * widen(row_sum(dot, totals[turn])));
+    for_held<N, held>(width, [&](int i, Index j) {
 #pragma unroll
-    for (int n = 0; n < N; ++n) {
-      const S own = inv * scale[i].at[n] * g[i].at[n] - v[i].at[n] * pull;
-      out[i].at[n] = add ? out[i].at[n] + own : own;
-    }
-    put_pack(dx, t, j, out[i]);
-  });
+      for (int n = 0; n < N; ++n) {
+        const S own = result_of(inv * T(scale[i].at[n]) * g[i].at[n] - v[i].at[n] * pull);
+        out[i].at[n] = add ? out[i].at[n] + own : own;
+      }
+      put_pack(dx, t, j, out[i]);
+    });
+    if (!sums) return;
+  }
+  if (!sums) return;
+  const View<S> parts(part, gridDim.x, width);
+  for_held<N, held>(width, [&](int i, Index j) { put_pack(parts, blockIdx.x, j, sum[i]); });
 }
 
 /// Calls f with how many packs of a row of floats a thread is to hold. False, and nothing done,
@@ -331,10 +351,24 @@ template <class S>
 void Launch<S>::rms_norm_backward(Stream stream, bool tangents, Operand<S> x, Norm<S> norm,
                                   Operand<S> inverse, Operand<S> dy, Places<S> dx, Write write,
                                   View<S> dscale, void* scratch) {
-  if (x.value.rows == 0) return;
-  if (!dscale.empty()) {  // before dx: it may be dy
-    const ColumnSums all = column_sums(x.value.rows, x.value.cols);
-    S* const part = static_cast<S*>(scratch);
+  const Index rows = x.value.rows, width = x.value.cols;
+  if (rows == 0) return;
+  S* const part = static_cast<S*>(scratch);
+  const bool add = write == Write::Add, sums = !dscale.empty();
+  const bool aligned = in_packs(x) && in_packs(dy) && in_packs<S>(dx.values);
+  const auto hold = [&](auto held) {
+    with_number<S>(tangents, [&]<class T>() {
+      const auto kernel = sums ? rms_norm_backward_held_kernel<T, pack_size<S>, held(), true>
+                               : rms_norm_backward_held_kernel<T, pack_size<S>, held(), false>;
+      const ColumnSums all = row_sums(rows, width, rows);
+      kernel<<<grid(sums ? all.parts : rows), row_threads, 0, stream>>>(x, norm, inverse, dy, dx,
+                                                                        add, part);
+      if (sums) add_parts(stream, all, part, dscale);
+    });
+  };
+  if (aligned && !dx.empty() && with_held<S>(width, hold)) return;
+  if (sums) {  // before dx: it may be dy
+    const ColumnSums all = column_sums(rows, width);
     with_number<S>(tangents, [&]<class T>() {
       rms_norm_scale_kernel<T>
           <<<column_grid(all), column_threads, 0, stream>>>(all, x, inverse, dy, part);
@@ -342,16 +376,9 @@ void Launch<S>::rms_norm_backward(Stream stream, bool tangents, Operand<S> x, No
     add_parts(stream, all, part, dscale);
   }
   if (dx.empty()) return;
-  const bool aligned = in_packs(x) && in_packs(dy) && in_packs<S>(dx.values);
-  const auto hold = [&](auto held) {
-    rms_norm_backward_held_kernel<pack_size<S>, held()>
-        <<<grid(x.value.rows), row_threads, 0, stream>>>(x.value, norm, inverse.value, dy.value, dx,
-                                                         write == Write::Add);
-  };
-  if (aligned && !tangents && with_held<S>(x.value.cols, hold)) return;
   with_packs<S>(tangents, aligned, [&]<class T, int N>() {
-    rms_norm_backward_kernel<T, N><<<grid(x.value.rows), row_threads, 0, stream>>>(
-        x, norm, inverse, dy, dx, write == Write::Add);
+    rms_norm_backward_kernel<T, N>
+        <<<grid(rows), row_threads, 0, stream>>>(x, norm, inverse, dy, dx, add);
   });
 }
 

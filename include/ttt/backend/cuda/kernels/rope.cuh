@@ -45,8 +45,9 @@ struct LaneHeads {
   Index head_dim, channel;
   bool has_channels;
 
-  __device__ LaneHeads(unsigned heads_, Index d) : LaneHeads(0, 0, heads_, d) {
-    const unsigned warp = blockIdx.x * (row_threads / 32) + threadIdx.x / 32;
+  __device__ LaneHeads(unsigned heads_, Index d, unsigned block = blockIdx.x)
+      : LaneHeads(0, 0, heads_, d) {
+    const unsigned warp = block * (row_threads / 32) + threadIdx.x / 32;
     const unsigned warps = (heads + of_warp - 1) / of_warp;
     row = warp / warps;
     first = warp % warps * of_warp + threadIdx.x % 32 / lanes;
@@ -247,59 +248,67 @@ __global__ void head_norm_rope_backward_kernel(Operand<S> x, Norm<S> norm, Opera
   }
 }
 
-/// The same in float where heads lie in fours of channels.
-template <class T, int lanes, int count>
-__global__ void __launch_bounds__(row_threads, std::is_same_v<T, float> ? 4 : 3)
+/// The same in float where heads lie in fours of channels; with `sums` and a norm also a part of
+/// the gradient of its scales from each block.
+template <class T, int lanes, int count, bool sums>
+__global__ void __launch_bounds__(row_threads, (std::is_same_v<T, float> ? 4 : 3) - sums)
     head_norm_rope_backward_fours_kernel(Operand<float> x, Norm<float> norm, Operand<float> inverse,
                                          View<const float> angles, RopeLayout layout,
-                                         Operand<float> dy, Places<float> dx, unsigned heads) {
+                                         Operand<float> dy, Places<float> dx, unsigned heads,
+                                         unsigned blocks, float* part) {
   const Index d = angles.cols;
-  const LaneHeads<lanes, count> own(heads, d);
-  const Index t = own.row, c = own.channel;
-  if (t >= dy.value.rows) return;
   const bool has_norm = norm.eps >= 0;
-  Pack<T, 4> g[count] = {}, v[count] = {};
-  T inv[count] = {}, pull[count] = {};
-  Pack<float, 4> scale = {};
-#pragma unroll
-  for (int i = 0; i < count; ++i) {
-    if (own.has(i)) g[i] = load_pack<T, 4>(dy, t, own.head(i) * d + c);
-    if (has_norm && own.has(i)) v[i] = load_pack<T, 4>(x, t, own.head(i) * d + c);
-    if (has_norm && own.exists(i)) inv[i] = load<T>(inverse, t, own.head(i));
-  }
-  if (has_norm && own.has_channels) scale = load_scales<4>(norm, c);
-  const LaneAngles angle(own, angles, layout);
-#pragma unroll
-  for (int i = 0; i < count; ++i) angle.turn<true>(g[i]);
-  if (has_norm) {
+  Pack<float, 4> sum = {};
+  for (unsigned block = blockIdx.x; block < blocks; block += gridDim.x) {
+    const LaneHeads<lanes, count> own(heads, d, block);
+    const Index t = own.row, c = own.channel;
+    if (t >= dy.value.rows) continue;
+    Pack<T, 4> g[count] = {}, v[count] = {};
+    T inv[count] = {}, pull[count] = {};
+    Pack<float, 4> scale = {};
 #pragma unroll
     for (int i = 0; i < count; ++i) {
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        pull[i] = pull[i] + T(scale.at[n]) * g[i].at[n] * v[i].at[n];
-      }
-      pull[i] = lanes_sum(pull[i], lanes);
+      if (own.has(i)) g[i] = load_pack<T, 4>(dy, t, own.head(i) * d + c);
+      if (has_norm && own.has(i)) v[i] = load_pack<T, 4>(x, t, own.head(i) * d + c);
+      if (has_norm && own.exists(i)) inv[i] = load<T>(inverse, t, own.head(i));
     }
-    share_out<lanes>(pull, [&](T dot, int own_head) {
-      T of_head = inv[0];
+    if (has_norm && own.has_channels) scale = load_scales<4>(norm, c);
+    const LaneAngles angle(own, angles, layout);
 #pragma unroll
-      for (int i = 1; i < count; ++i) {
-        if (own_head == i) of_head = inv[i];
-      }
-      return norm_pull(dot, of_head, d);
-    });
-  }
-#pragma unroll
-  for (int i = 0; i < count; ++i) {
-    if (!own.has(i)) continue;
+    for (int i = 0; i < count; ++i) angle.turn<true>(g[i]);
     if (has_norm) {
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        g[i].at[n] = inv[i] * T(scale.at[n]) * g[i].at[n] - v[i].at[n] * pull[i];
+      for (int i = 0; i < count; ++i) {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          pull[i] = pull[i] + T(scale.at[n]) * g[i].at[n] * v[i].at[n];
+          if (sums) sum.at[n] += result_of(g[i].at[n] * v[i].at[n] * inv[i]);
+        }
+        pull[i] = lanes_sum(pull[i], lanes);
       }
+      share_out<lanes>(pull, [&](T dot, int own_head) {
+        T of_head = inv[0];
+#pragma unroll
+        for (int i = 1; i < count; ++i) {
+          if (own_head == i) of_head = inv[i];
+        }
+        return norm_pull(dot, of_head, d);
+      });
     }
-    put_pack(dx, t, own.head(i) * d + c, g[i]);
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      if (!own.has(i)) continue;
+      if (has_norm) {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+          g[i].at[n] = inv[i] * T(scale.at[n]) * g[i].at[n] - v[i].at[n] * pull[i];
+        }
+      }
+      put_pack(dx, t, own.head(i) * d + c, g[i]);
+    }
+    if (!sums) return;
   }
+  if (sums) put_channel_sums<lanes>(sum, d, part);
 }
 
 /// Rows are (token, head).
@@ -348,32 +357,36 @@ void Launch<S>::head_norm_rope_backward(Stream stream, bool tangents, Operand<S>
                                         Operand<S> inverse, View<const S> angles, RopeLayout layout,
                                         Operand<S> dy, Places<S> dx, View<S> dscale,
                                         void* scratch) {
-  if (x.value.rows == 0) return;
-  const bool wants_scale = !dscale.empty() && norm.eps >= 0;
-  const ColumnSums all = column_sums(x.value.rows * x.value.cols / angles.cols, angles.cols);
+  const Index d = angles.cols, rows = x.value.rows, heads = x.value.cols / d;
+  if (rows == 0) return;
+  const bool sums = !dscale.empty() && norm.eps >= 0;
   S* const part = static_cast<S*>(scratch);
   with_number<S>(tangents, [&]<class T>() {
-    if (wants_scale) {
-      head_norm_scale_kernel<T><<<column_grid(all), column_threads, 0, stream>>>(
-          all, x, inverse, angles, layout, dy, part);
-    }
-    if (dx.empty()) return;
     if constexpr (std::is_same_v<S, float>) {
-      if (heads_in_fours(angles) && in_packs(x) && in_packs(dy) && in_packs<S>(dx.values)) {
-        return with_lanes(angles.cols, [&](auto lanes) {
+      const bool aligned = in_packs(x) && in_packs(dy) && in_packs<S>(dx.values);
+      if (heads_in_fours(angles) && aligned && !dx.empty()) {
+        return with_lanes(d, [&](auto lanes) {
           constexpr int count = (std::is_same_v<T, S> ? 4 : 2) * lanes() / 32;
-          const Index heads = x.value.cols / angles.cols;
-          const unsigned blocks = LaneHeads<lanes(), count>::blocks(x.value.rows, heads);
-          head_norm_rope_backward_fours_kernel<T, lanes(), count>
-              <<<blocks, row_threads, 0, stream>>>(x, norm, inverse, angles, layout, dy, dx,
-                                                   grid(heads));
+          const auto kernel = sums ? head_norm_rope_backward_fours_kernel<T, lanes(), count, true>
+                                   : head_norm_rope_backward_fours_kernel<T, lanes(), count, false>;
+          const unsigned blocks = LaneHeads<lanes(), count>::blocks(rows, heads);
+          const ColumnSums all = row_sums(rows * heads, d, blocks);
+          kernel<<<sums ? grid(all.parts) : blocks, row_threads, 0, stream>>>(
+              x, norm, inverse, angles, layout, dy, dx, grid(heads), blocks, part);
+          if (sums) add_parts(stream, all, part, dscale);
         });
       }
     }
+    if (sums) {
+      const ColumnSums all = column_sums(rows * heads, d);
+      head_norm_scale_kernel<T><<<column_grid(all), column_threads, 0, stream>>>(
+          all, x, inverse, angles, layout, dy, part);
+      add_parts(stream, all, part, dscale);
+    }
+    if (dx.empty()) return;
     head_norm_rope_backward_kernel<T><<<head_grid(x.value, angles), row_threads, 0, stream>>>(
         x, norm, inverse, angles, layout, dy, dx);
   });
-  if (wants_scale) add_parts(stream, all, part, dscale);
 }
 
 }  // namespace cuda::detail
