@@ -40,22 +40,23 @@ using B = eigen::Backend<float>;
 template <class Attention, class Mlp = SwiGLU, class Placement = SandwichNorm>
 using Stacked = Stack<2, Block<Attention, Mlp, Placement>>;
 using Window = SlidingWindowAttention<12>;
-using Dual = DualMLP<SwiGLU, SwiGLU>;
+using TwoMlps = DualMLP<SwiGLU, SwiGLU>;
 
 using Plain = LanguageModel<Stacked<Window>>;
-using Separate = LanguageModel<Stacked<Window>, Stacked<Window, Dual>, SeparateHead>;
-using Learning = LanguageModel<Stacked<Window>, Stacked<Window, Dual>>;
+using Separate = LanguageModel<Stacked<Window>, Stacked<Window, TwoMlps>, SeparateHead>;
+using Learning = LanguageModel<Stacked<Window>, Stacked<Window, TwoMlps>>;
 using PlainSuffix = LanguageModel<Stacked<Window>, Stacked<Window>>;
-using PreNormed = LanguageModel<Stacked<Window, SwiGLU, PreNorm>, Stacked<Window, Dual, PreNorm>>;
+using PreNormed =
+    LanguageModel<Stacked<Window, SwiGLU, PreNorm>, Stacked<Window, TwoMlps, PreNorm>>;
 using Normless = LanguageModel<Stacked<SlidingWindowAttention<12, NoQkNorm>>>;
 using HalfSplit = LanguageModel<Stacked<SlidingWindowAttention<12, QkNorm, HalfSplitRope>>>;
-using Full = LanguageModel<Stacked<FullAttention<>>, Stacked<FullAttention<>, Dual>>;
+using Full = LanguageModel<Stacked<FullAttention<>>, Stacked<FullAttention<>, TwoMlps>>;
 using AnyWindow = LanguageModel<Stacked<SlidingWindowAttention<>>>;
 using AnyDepth = LanguageModel<Stack<dynamic, Block<SlidingWindowAttention<>, SwiGLU>>,
-                               Stack<dynamic, Block<SlidingWindowAttention<>, Dual>>>;
+                               Stack<dynamic, Block<SlidingWindowAttention<>, TwoMlps>>>;
 using AllOther =
     LanguageModel<Stack<dynamic, Block<FullAttention<NoQkNorm, HalfSplitRope>, SwiGLU, PreNorm>>,
-                  Stack<dynamic, Block<FullAttention<NoQkNorm, HalfSplitRope>, Dual, PreNorm>>,
+                  Stack<dynamic, Block<FullAttention<NoQkNorm, HalfSplitRope>, TwoMlps, PreNorm>>,
                   SeparateHead>;
 
 #define TTT_TEST_EVERY_MODEL                                                               \
@@ -191,9 +192,9 @@ TEST_CASE("save: windows and depths of the type or of the file") {
   CHECK(test::same_bits(scores(any), scores(weights<Learning>())));
 
   using Narrow = SlidingWindowAttention<8>;
-  using Deeper = LanguageModel<Stack<3, Block<Window, SwiGLU>>, Stacked<Window, Dual>>;
+  using Deeper = LanguageModel<Stack<3, Block<Window, SwiGLU>>, Stacked<Window, TwoMlps>>;
   const std::string narrow = thrown<FormatError>([&] {
-    load<LanguageModel<Stacked<Narrow>, Stacked<Narrow, Dual>>>(folder.path("model"), B(1));
+    load<LanguageModel<Stacked<Narrow>, Stacked<Narrow, TwoMlps>>>(folder.path("model"), B(1));
   });
   CHECK(contains(narrow, "sliding_window_size is 12 in the file and 8 in the type"));
   const std::string deeper = thrown<FormatError>([&] { load<Deeper>(folder.path("model"), B(1)); });

@@ -8,4 +8,10 @@ TTT_TEST_KERNELS(, float)
 TTT_TEST_KERNELS(, double)
 
 }  // namespace eigen::detail
+namespace reference {
+
+template class Tangents<double>;
+template class Backend<double>;
+
+}  // namespace reference
 }  // namespace ttt::inline TTT_ABI

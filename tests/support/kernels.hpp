@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// One copy of the CPU backend's primitives for all of a test program: without this every file that
-/// computes anything compiles them anew, which is most of what it compiles. kernels.cpp has them.
+/// One copy of the CPU backend's primitives, and of the oracle, for all of a test program: without
+/// this every file that computes anything compiles them anew, which is most of what it compiles.
+/// kernels.cpp has them.
 #pragma once
 
 #include <ttt/backend/eigen/backend.hpp>
+#include <ttt/backend/reference/backend.hpp>
 
 #define TTT_TEST_KERNELS(PREFIX, S)                                                                \
   PREFIX template void matmul<S>(ThreadPool&, View<const S>, const Weight<S>&, View<S>, Write);    \
@@ -73,4 +75,10 @@ TTT_TEST_KERNELS(extern, float)
 TTT_TEST_KERNELS(extern, double)
 
 }  // namespace eigen::detail
+namespace reference {
+
+extern template class Tangents<double>;
+extern template class Backend<double>;
+
+}  // namespace reference
 }  // namespace ttt::inline TTT_ABI
