@@ -170,3 +170,27 @@ TEST_CASE("beside: sessions of one backend come and go") {
     CHECK(furthest(kept.read(text).nll, want) <= 1e-10);
   }
 }
+
+TEST_CASE("a chunk of little more than few rows leaves room for pieces of few") {
+  const Fast gpu;
+  Random random{9};
+  const auto text = tokens(random, 200, 61);
+  const auto weights = initialise<Reader>(config(16, 24), gpu, 5, 0.4);
+  for (const Index size : {9, 12, 15, 17, 18}) {
+    CAPTURE(size);
+    InnerLoop<Sgd> own = learner;
+    own.chunk = size;
+    Session whole(weights, own), pieces(weights, own);
+    const auto want = whole.read(text).nll;
+    std::vector<float> got;
+    for (std::size_t at = 0; at < text.size(); at += 8) {
+      const auto some = pieces.read(part(text, static_cast<Index>(at), 8)).nll;
+      got.insert(got.end(), some.begin(), some.end());
+    }
+    REQUIRE(got.size() == want.size());
+    float worst = 0;
+    for (std::size_t i = 1; i < got.size(); ++i)
+      worst = std::max(worst, std::abs(got[i] - want[i]));
+    CHECK(worst <= 0.1f);
+  }
+}
