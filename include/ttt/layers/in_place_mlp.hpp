@@ -25,7 +25,8 @@ struct InPlacePass {
   ops::InPlaceRule rule = {};     // training: how chunks of the rows learn from one another
   View<Scalar> embeddings = {};   // (tokens, width), for FromEmbeddings
   View<Scalar> dembeddings = {};  // on the way back: their gradient is added to it
-  View<Scalar> update = {};       // (width, hidden), reading: vᵀ · h of the rows goes here
+  View<Scalar> update = {};       // (width, hidden), reading: vᵀ · h of the rows goes here; of
+                                  // several sequences, as far apart as what learns
 };
 
 /// SwiGLU, y = h · w2 with h = silu(x · w1) ∘ (x · w3), whose w2 has a closed-form update in the
@@ -102,8 +103,10 @@ class InPlaceMLP {
     }
     const Tensor y = ops::linear(c, saved.hidden, p.w2);
     if (targets_ > 0 && !pass.update.empty()) {
-      learn(c, p, saved, pass, x.rows);
-      c.backend.matmul_gradient(saved.v, saved.hidden, pass.update, Write::Replace);
+      const StackedWeight<Scalar> learned = p.w2;  // sequences of as many rows
+      learn(c, p, saved, pass, x.rows / learned.sequences);
+      ops::detail::product_gradient(c.backend, saved.v, saved.hidden, learned, pass.update,
+                                    Write::Replace);
     }
     return y;
   }

@@ -214,16 +214,16 @@ class LanguageModel {
     }
   }
 
-  /// Positions [first, first + rows) of each of some sequences, with angles in the workspace.
+  /// Where rows stand: each sequence's from `first` on, or as `parts` says. Angles are scratch.
   template <class C>
-  Positions<typename C::Scalar> positions(C& c, Index first, Index rows,
-                                          Index sequences = 1) const {
-    const Positions<typename C::Scalar> at{first,
-                                           c.workspace.matrix(sequences * rows, config_.head_dim)};
+  Positions<typename C::Scalar> positions(C& c, Index first, Index rows, Index sequences = 1,
+                                          std::span<const SequencePart> parts = {}) const {
+    const View<typename C::Scalar> angles = c.workspace.matrix(rows, config_.head_dim);
     for (Index s = 0; s < sequences; ++s) {
-      c.backend.rope_angles(first, frequencies_.data(), at.angles.part(s, sequences));
+      const SequencePart own = SequencePart::find(parts, s, sequences, rows, first);
+      c.backend.rope_angles(own.position, frequencies_.data(), own.of(angles));
     }
-    return at;
+    return {first, angles};
   }
 
   /// Blocks of the lower half, counting the first suffix block's attention as one.

@@ -12,8 +12,8 @@ namespace ops {
 /// loss's gradient with respect to those that anybody sees yet, one row a position from `first` on.
 ///
 /// Where rows of several sequences are stacked, these are the first sequence's, and every other's
-/// lie `apart` scalars behind those of the one before, gradients `gradients_apart`; all stand at
-/// the same position.
+/// lie `apart` scalars behind those of the one before, gradients `gradients_apart`. All have equal
+/// parts of the rows and stand at the same position, unless `parts` lists what each has.
 template <class Scalar, class CacheScalar = Scalar>
 struct KeyValues {
   Cache<CacheScalar> keys;
@@ -23,11 +23,17 @@ struct KeyValues {
   Index first = 0;            // the position of their first row
   Index sequences = 1;
   Index apart = 0, gradients_apart = 0;
+  std::span<const SequencePart> parts = {};
 
+  /// Part s of so many rows, at `position` unless the list says otherwise.
+  SequencePart part(Index s, Index rows, Index position) const {
+    return SequencePart::find(parts, s, sequences, rows, position);
+  }
   /// Those of one sequence.
   KeyValues of(Index s) const {
     KeyValues own = *this;
     own.sequences = 1;
+    own.parts = {};
     if (s == 0) return own;
     own.keys.data += s * apart;
     own.values.data += s * apart;
@@ -76,6 +82,12 @@ void rotate(const B& backend, View<const typename B::Scalar> q, View<const typen
   backend.store(v, cache.values, position);
 }
 
+/// One sequence's of Attended::lse, (heads, its rows).
+template <class Scalar>
+View<Scalar> statistics(View<Scalar> all, const AttentionShape& shape, const SequencePart& own) {
+  return {all.data + shape.heads * own.first, shape.heads, own.rows};
+}
+
 }  // namespace detail
 
 /// Queries and keys with every head normed and turned by its position's angles; keys and values go
@@ -94,13 +106,12 @@ Rotated<View<typename B::Scalar>> rotate(Context<B>& c, View<const typename B::S
                                             c.make(x.rows, x.cols / angles.cols)};
   };
   const Rotated<View<typename B::Scalar>> out{make(q), make(k)};
-  const Index n = cache.sequences;
-  for (Index s = 0; s < n; ++s) {
-    const auto own = [&](const auto& x) { return x.part(s, n); };
-    const Normed<View<typename B::Scalar>> rq{own(out.q.y), own(out.q.inverse)},
-        rk{own(out.k.y), own(out.k.inverse)};
-    detail::rotate(c.backend, own(q), own(k), own(v), q_norm, k_norm, own(angles), layout, rq, rk,
-                   cache.of(s), position);
+  for (Index s = 0; s < cache.sequences; ++s) {
+    const SequencePart own = cache.part(s, q.rows, position);
+    const Normed<View<typename B::Scalar>> rq{own.of(out.q.y), own.of(out.q.inverse)},
+        rk{own.of(out.k.y), own.of(out.k.inverse)};
+    detail::rotate(c.backend, own.of(q), own.of(k), own.of(v), q_norm, k_norm, own.of(angles),
+                   layout, rq, rk, cache.of(own.place), own.position);
   }
   return out;
 }
@@ -122,13 +133,15 @@ Attended<View<typename B::Scalar>> attention(Context<B>& c, View<const typename 
                                              View<const typename B::Scalar>,
                                              View<const typename B::Scalar>,
                                              const KeyValuesOf<B>& cache, AttentionShape shape) {
-  const Index n = cache.sequences;
+  const Index n = cache.parts.empty() ? cache.sequences : 1;
   const Attended<View<typename B::Scalar>> out{c.make(q.rows, q.cols),
                                                c.make(n * shape.heads, q.rows / n)};
-  for (Index s = 0; s < n; ++s) {
-    const auto own = cache.of(s);
-    c.backend.attention(q.part(s, n), own.keys, own.values, shape, out.o.part(s, n),
-                        out.lse.part(s, n));
+  for (Index s = 0; s < cache.sequences; ++s) {
+    const SequencePart own = cache.part(s, q.rows, shape.position);
+    const auto memory = cache.of(own.place);
+    shape.position = own.position;
+    c.backend.attention(own.of(q), memory.keys, memory.values, shape, own.of(out.o),
+                        detail::statistics(out.lse, shape, own));
   }
   return out;
 }
@@ -172,13 +185,13 @@ AttentionGradient<View<typename B::Scalar>> attention_backward(
       c.make(q.rows, q.cols), c.make(k.rows, k.cols), c.make(v.rows, v.cols)};
   c.backend.fill(typename B::Scalar(0), d.k.data, d.k.shape().size());
   c.backend.fill(typename B::Scalar(0), d.v.data, d.v.shape().size());
-  const Index n = cache.sequences;
-  for (Index s = 0; s < n; ++s) {
-    const auto own = [&](const auto& x) { return x.part(s, n); };
-    const auto memory = cache.of(s);
-    c.backend.attention_backward(own(q), memory.keys, memory.values, shape, own(out.o),
-                                 own(out.lse), own(dout), own(d.q), own(d.k), own(d.v),
-                                 shape.position);
+  for (Index s = 0; s < cache.sequences; ++s) {
+    const SequencePart own = cache.part(s, q.rows, shape.position);
+    const auto memory = cache.of(own.place);
+    shape.position = own.position;
+    c.backend.attention_backward(own.of(q), memory.keys, memory.values, shape, own.of(out.o),
+                                 detail::statistics(out.lse, shape, own), own.of(dout), own.of(d.q),
+                                 own.of(d.k), own.of(d.v), shape.position);
   }
   return d;
 }

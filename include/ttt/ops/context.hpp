@@ -3,6 +3,7 @@
 /// What every operation is given: the machine to run on and the scratch memory to put results in.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include <ttt/backend/concepts.hpp>
@@ -127,17 +128,49 @@ struct FactorFor<DualView<Scalar>> {
 template <class Tensor>
 using FactorOf = typename detail::FactorFor<Tensor>::Type;
 
+/// One sequence's rows among those of several.
+struct SequencePart {
+  Index place = 0;  // which of the sequences it is: what it has of its own lies by this
+  Index first = 0;  // row
+  Index rows = 0;
+  Index position = 0;  // of the first row, in the sequence's document
+
+  /// Part s of several: as the list says or, without one, an equal part of the rows.
+  static SequencePart find(std::span<const SequencePart> parts, Index s, Index sequences,
+                           Index rows, Index position = 0) {
+    if (!parts.empty()) return parts[static_cast<std::size_t>(s)];
+    const Index each = rows / sequences;
+    return {s, s * each, each, position};
+  }
+
+  /// Those of a matrix, or of a view of one.
+  template <class Tensor>
+  Tensor of(const Tensor& all) const {
+    return all.rows_at(first, rows);
+  }
+};
+
 /// A weight for the rows of several sequences, one sequence's under the other's. What learns at
 /// test time every sequence has of its own, the next one's `apart` elements behind, and their
 /// tangents and gradients lie as far apart; any other weight is one for all rows.
+///
+/// Sequences have equal parts of the rows, unless `parts` lists what each has. The list is looked
+/// at, not copied.
 template <class Scalar>
 struct StackedWeight : Weight<Scalar> {
   Index sequences = 1;  // that have one of their own
   Index apart = 0;
+  std::span<const SequencePart> parts = {};
 
   StackedWeight() = default;
-  StackedWeight(Weight<Scalar> first, Index sequences_ = 1, Index apart_ = 0)
-      : Weight<Scalar>(first), sequences(sequences_), apart(apart_) {}
+  StackedWeight(Weight<Scalar> first, Index sequences_ = 1, Index apart_ = 0,
+                std::span<const SequencePart> parts_ = {})
+      : Weight<Scalar>(first), sequences(sequences_), apart(apart_), parts(parts_) {}
+
+  /// Part s of so many rows.
+  SequencePart part(Index s, Index of_rows) const {
+    return SequencePart::find(parts, s, sequences, of_rows);
+  }
 
   /// That of one sequence.
   Weight<Scalar> of(Index s) const {
@@ -153,7 +186,7 @@ struct StackedWeight : Weight<Scalar> {
   View<Scalar> gradient_of(Index s, View<Scalar> first) const {
     return {first.data + s * apart, first.rows, first.cols, first.stride};
   }
-  StackedWeight transpose() const { return {Weight<Scalar>::transpose(), sequences, apart}; }
+  StackedWeight transpose() const { return {Weight<Scalar>::transpose(), sequences, apart, parts}; }
 };
 
 /// A weight and its tangent, which only what learns at test time has.

@@ -15,15 +15,18 @@ namespace detail {
 
 /// y (+)= x · w, and dw (+)= xᵀ · dy with the weight to know whose gradient is where: every
 /// sequence's rows by its own. A backend gets one product for all rows or one a sequence, unless it
-/// has those in one primitive, matmul_parts and matmul_gradient_parts.
+/// has those of equal parts in one primitive, matmul_parts and matmul_gradient_parts.
 template <class B>
 void product(const B& backend, Factor<const typename B::Scalar> x,
              const StackedWeight<typename B::Scalar>& w, View<typename B::Scalar> y, Write write) {
   const Index n = w.sequences;
   if constexpr (requires { backend.matmul_parts(x, w, n, w.apart, y, write); }) {
-    if (n > 1 && backend.matmul_parts(x, w, n, w.apart, y, write)) return;
+    if (n > 1 && w.parts.empty() && backend.matmul_parts(x, w, n, w.apart, y, write)) return;
   }
-  for (Index s = 0; s < n; ++s) backend.matmul(x.part(s, n), w.of(s), y.part(s, n), write);
+  for (Index s = 0; s < n; ++s) {
+    const SequencePart own = w.part(s, x.rows);
+    backend.matmul(own.of(x), w.of(own.place), own.of(y), write);
+  }
 }
 /// y = x · w of each weight. A backend may have them in one primitive, matmul_each, where one
 /// sequence's rows are all.
@@ -49,10 +52,12 @@ void product_gradient(const B& backend, Factor<const typename B::Scalar> x,
                       Write write) {
   const Index n = w.sequences;
   if constexpr (requires { backend.matmul_gradient_parts(x, dy, n, w.apart, dw, write); }) {
-    if (n > 1 && backend.matmul_gradient_parts(x, dy, n, w.apart, dw, write)) return;
+    if (n > 1 && w.parts.empty() && backend.matmul_gradient_parts(x, dy, n, w.apart, dw, write))
+      return;
   }
   for (Index s = 0; s < n; ++s) {
-    backend.matmul_gradient(x.part(s, n), dy.part(s, n), w.gradient_of(s, dw), write);
+    const SequencePart own = w.part(s, x.rows);
+    backend.matmul_gradient(own.of(x), own.of(dy), w.gradient_of(own.place, dw), write);
   }
 }
 

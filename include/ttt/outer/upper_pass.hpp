@@ -77,7 +77,7 @@ void upper_values(Context<B> c, const Model& model, const Tree& p,
                   UpperRecord<Model, typename B::Scalar>& out) {
   using Scalar = typename B::Scalar;
   out.tape.clear();
-  out.at = model.positions(c, in.position, in.h.rows / in.sequences, in.sequences);
+  out.at = model.positions(c, in.position, in.h.rows, in.sequences);
   if (recorded != Recorded::Nothing) c.tape = &out.tape;
   // Kept, so nothing is written over h.
   const View<Scalar> h(const_cast<Scalar*>(in.h.data), in.h.rows, in.h.cols, in.h.stride);
