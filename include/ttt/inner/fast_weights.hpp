@@ -12,6 +12,14 @@
 namespace ttt::inline TTT_ABI {
 namespace detail {
 
+/// A step's entry in the counters.
+inline void count(const Step& step, Counters& counters) {
+  counters.gradient_norm = step.gradient_norm;
+  counters.inner_steps += step.taken ? 1 : 0;
+  counters.skipped_steps += step.taken ? 0 : 1;
+  counters.clipped_steps += step.clipped ? 1 : 0;
+}
+
 /// Shows a model's parameters as one session sees them: the model's own, with what the session's
 /// state has learned in their place. Flat memory behind, trees of views in front.
 template <class WeightsType, class LearnerType>
@@ -111,10 +119,7 @@ class FastWeights {
                                                          .size = plan.learned,
                                                          .parts = parts_});
     if (step.taken && !rounds) narrow(weights.backend(), state);
-    counters.gradient_norm = step.gradient_norm;
-    counters.inner_steps += step.taken ? 1 : 0;
-    counters.skipped_steps += step.taken ? 0 : 1;
-    counters.clipped_steps += step.clipped ? 1 : 0;
+    count(step, counters);
   }
 
  private:

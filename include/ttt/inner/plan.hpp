@@ -10,6 +10,7 @@
 
 #include <ttt/inner/chunk_pass.hpp>
 #include <ttt/inner/inner_loop.hpp>
+#include <ttt/inner/state.hpp>
 
 namespace ttt::inline TTT_ABI {
 
@@ -69,8 +70,9 @@ struct SessionPlan {
 
   CacheShape<Scalar, CacheScalar> caches;
   Index chunk = 0;
-  Index ahead = 1;    // chunks
-  Index learned = 0;  // scalars that learn
+  Index most_tokens = most_count;  // of a text
+  Index ahead = 1;                 // chunks
+  Index learned = 0;               // scalars that learn
   Index slots = static_cast<Index>(LearnerType::slots);
 
   SessionPlan(const WeightsType& weights, const LearnerType& learner,
@@ -100,6 +102,7 @@ struct SessionPlan {
           "changes the lower half from chunk to chunk");
     }
     if (!Model::is_windowed) {
+      most_tokens = options.max_tokens;
       ahead = std::clamp<Index>((options.max_tokens - 1) / chunk, 1, ahead);
     }
     const Index reach =

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include <ttt/inner/document.hpp>
 #include <ttt/inner/fast_weights.hpp>
 #include <ttt/inner/report.hpp>
 
@@ -39,10 +40,9 @@ class Reader {
         plan_(weights_, learner_, options_),
         pass_(weights_.model(), weights_.backend(), plan_.caches, plan_.chunk, plan_.ahead),
         fast_(weights_, learner_, plan_),
-        state_(fresh()) {
+        state_(fresh()),
+        block_(plan_.chunk) {
     const auto chunk = static_cast<std::size_t>(plan_.chunk);
-    block_.reserve(chunk + 1);
-    marks_.reserve(chunk + 1);
     if (plan_.ahead > 1) {
       blocks_.reserve(static_cast<std::size_t>(pass_.most_ahead()) + 1);
     }
@@ -71,22 +71,9 @@ class Reader {
   /// Replaces the state by one made elsewhere (a file). Throws Error unless its sizes are this
   /// session's; then nothing has changed.
   void adopt(State state) {
-    const auto pending = static_cast<Index>(state.pending.size());
-    const bool has_logits = static_cast<Index>(state.logits.size()) == weights_.config().vocabulary;
-    const bool fits =
-        state.cache_size == plan_.caches.size() &&
-        (state.learned_size == 0 || state.learned_size == plan_.learned_size()) &&
-        pending <= learner_.chunk &&
-        std::ranges::all_of(
-            state.pending,
-            [this](Token token) { return token >= 0 && token < weights_.config().vocabulary; }) &&
-        state.marks.size() == state.pending.size() &&
-        state.pending.empty() == (state.counters.tokens == 0) && state.counters.tokens >= pending &&
-        state.boundary() % learner_.chunk == 0 &&
-        (Model::is_windowed || state.counters.tokens <= options_.max_tokens) &&
-        state.evaluated >= 0 && state.evaluated <= pending &&
-        (state.evaluated < pending || pending == 0 || has_logits);
-    if (!fits) fail("session: the state was made by a different model or learner");
+    if (!fits(plan_, state, weights_.config().vocabulary, plan_.most_tokens)) {
+      fail("session: the state was made by a different model or learner");
+    }
     reserve(state);
     pass_.forget();  // it writes into the old state
     state_ = std::move(state);
@@ -103,15 +90,7 @@ class Reader {
     const Index unscored = pending == 0 ? 1 : 0;  // the document's first token
     const Index room = learner_.chunk + 1 - pending;
     const Index taken = std::min(left, room);
-    block_.assign(state_.pending.begin(), state_.pending.end());
-    marks_.assign(state_.marks.begin(), state_.marks.end());
-    for (Index i = 0; i < taken; ++i) {
-      const auto token = static_cast<Token>(tokens[i]);
-      const bool counted = (counts == nullptr || counts[i] != 0) && !learner_.masks(token);
-      block_.push_back(token);
-      marks_.push_back(
-          static_cast<std::uint8_t>((counted ? State::Counted : 0) | (frozen ? State::Frozen : 0)));
-    }
+    block_.assign(state_, tokens, taken, counts, learner_, frozen);
     if (unscored > 0) out[0] = std::numeric_limits<Scalar>::quiet_NaN();
     if (taken == room) {
       look_ahead(tokens, left);
@@ -120,16 +99,8 @@ class Reader {
       extend_chunk(out + unscored, taken - unscored);
     }
     state_.counters.tokens += taken;
-    for (Index i = 0; i < taken; ++i) {
-      const auto mark = marks_[static_cast<std::size_t>(pending + i)];
-      if ((pending + i == 0) || (mark & State::Counted) == 0) continue;
-      report.total_nll += static_cast<double>(out[i]);
-      ++report.scored;
-    }
-    if (taken == room) {
-      state_.pending.assign(1, block_.back());
-      state_.marks.assign(1, marks_.back());
-    }
+    block_.add_to(report, {out, static_cast<std::size_t>(taken)}, pending);
+    block_.leave(state_, taken == room);
     return taken;
   }
 
@@ -161,8 +132,7 @@ class Reader {
  private:
   /// So that consuming a token allocates nothing.
   void reserve(State& state) const {
-    state.pending.reserve(static_cast<std::size_t>(learner_.chunk) + 1);
-    state.marks.reserve(static_cast<std::size_t>(learner_.chunk) + 1);
+    detail::reserve(state, learner_.chunk);
     state.logits.reserve(static_cast<std::size_t>(weights_.config().vocabulary));
   }
 
@@ -223,28 +193,19 @@ class Reader {
   void complete_chunk(Scalar* out, Index taken) {
     const Index chunk = learner_.chunk;
     const Index position = state_.boundary();
-    Index counted = 0;
-    bool learn = plan_.learned > 0;
-    for (std::size_t i = 1; i < marks_.size(); ++i) {
-      counted += (marks_[i] & State::Counted) != 0 ? 1 : 0;
-      learn = learn && (marks_[i] & State::Frozen) == 0;
-    }
-    learn = learn && (has_closed_form<LearnerType> || counted > 0);
+    const bool learn = teaches<LearnerType>(plan_, block_);
     state_.evaluated = 0;  // the block overwrites what was computed piece by piece
     next_.reset();
     const auto run = [&] {
       if (learn && has_closed_form<LearnerType>) {
-        pass_.closed_form(fast_.tree(), fast_.gradients(), state_.cache.data(), block_, position,
-                          nll_);
+        pass_.closed_form(fast_.tree(), fast_.gradients(), state_.cache.data(), block_.tokens(),
+                          position, nll_);
       } else if (learn) {
-        const Scalar weight = Scalar(1) / static_cast<Scalar>(counted);
-        for (std::size_t i = 0; i < loss_weights_.size(); ++i) {
-          loss_weights_[i] = (marks_[i + 1] & State::Counted) != 0 ? weight : Scalar(0);
-        }
-        pass_.gradient(fast_.tree(), fast_.gradients(), state_.cache.data(), block_, position,
-                       loss_weights_, nll_);
+        block_.weigh(loss_weights_);
+        pass_.gradient(fast_.tree(), fast_.gradients(), state_.cache.data(), block_.tokens(),
+                       position, loss_weights_, nll_);
       } else {
-        pass_.score(fast_.tree(), state_.cache.data(), block_, position, nll_);
+        pass_.score(fast_.tree(), state_.cache.data(), block_.tokens(), position, nll_);
       }
     };
     run();
@@ -263,32 +224,30 @@ class Reader {
   /// Scores the part of the chunk that is there, beginning where the last piece ended.
   void extend_chunk(Scalar* out, Index taken) {
     const auto pending = std::max<Index>(1, static_cast<Index>(state_.pending.size()));
-    const bool foreseen = next_ && block_[static_cast<std::size_t>(pending)] == next_->likeliest;
+    const std::span<const Token> block = block_.tokens();
+    const bool foreseen = next_ && block[static_cast<std::size_t>(pending)] == next_->likeliest;
     if (foreseen) {
       out[0] = next_->log_sum - next_->most;
     } else {
       bring_logits();
     }
     const Index first = foreseen ? pending : state_.evaluated;
-    const Index targets_end = pending + taken;  // in block_
+    const Index targets_end = pending + taken;  // in the block
     if (first == pending && !foreseen) {
-      const auto target = static_cast<std::size_t>(block_[static_cast<std::size_t>(pending)]);
+      const auto target = static_cast<std::size_t>(block[static_cast<std::size_t>(pending)]);
       out[0] = state_.log_sum - state_.logits[target];
     }
     if (first < targets_end - 1) {
-      const std::span<const Token> tokens(block_.data() + first,
-                                          static_cast<std::size_t>(targets_end - first));
+      const auto tokens = block.subspan(static_cast<std::size_t>(first));
       const std::span<Scalar> nll(nll_.data(), tokens.size() - 1);
       state_.evaluated = std::min(first, pending - 1);
       pass_.score(fast_.tree(), state_.cache.data(), tokens, state_.boundary() + first, nll);
       check_finite(nll, state_.boundary() + first);
-      // nll[j] scores block_[first + 1 + j]; the new tokens begin at block_[pending].
+      // nll[j] scores block[first + 1 + j]; the new tokens begin at block[pending].
       for (Index i = std::max(pending, first + 1); i < targets_end; ++i) {
         out[i - pending] = nll[static_cast<std::size_t>(i - first - 1)];
       }
     }
-    state_.pending.assign(block_.begin(), block_.end());
-    state_.marks.assign(marks_.begin(), marks_.end());
     state_.evaluated = targets_end - 1;
     state_.logits.clear();
     next_.reset();
@@ -308,20 +267,12 @@ class Reader {
     }
   }
 
-  /// Clears the keys and values of the unfinished chunk and those computed ahead, where a failure
-  /// may have left numbers that are not finite: nobody would look at them again, but a saved state
-  /// must not hold any.
+  /// Clears the keys and values of the unfinished chunk and those computed ahead.
   void forget_keys() {
-    const auto& caches = plan_.caches;
     const Index end = std::max(pass_.ahead(), state_.boundary() + learner_.chunk);
     pass_.forget();
-    for (Index at = state_.boundary(); at < end; at += learner_.chunk) {
-      for (Index row = 0; row < 2 * caches.blocks * caches.heads; ++row) {
-        const Index slot = row * caches.slots + at % caches.slots;
-        weights_.backend().fill(CacheScalar{}, state_.cache.data() + slot * caches.head_dim,
-                                learner_.chunk * caches.head_dim);
-      }
-    }
+    clear_keys(weights_.backend(), plan_.caches, state_.cache.data(), state_.boundary(), end,
+               learner_.chunk);
     state_.evaluated = 0;
     next_.reset();
   }
@@ -336,9 +287,8 @@ class Reader {
   std::optional<typename ChunkPass<Model, B>::Next> next_;  // behind the pending tokens
 
   // The block at work: pending tokens and new ones.
-  std::vector<Token> block_;
+  PendingBlock<B> block_;
   std::vector<Token> blocks_;  // those that are looked ahead at
-  std::vector<std::uint8_t> marks_;
   std::vector<Scalar> nll_;
   std::vector<Scalar> loss_weights_;
 };

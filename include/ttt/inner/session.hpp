@@ -196,7 +196,7 @@ class Session {
             learns.value(),
             learner().chunk,
             weights().config().vocabulary,
-            Model::is_windowed ? detail::most_count : reader_->options().max_tokens,
+            reader_->plan().most_tokens,
             {caches.blocks, 2, caches.heads, caches.slots, caches.head_dim},
             {1 + reader_->plan().slots, reader_->plan().learned}};
   }
@@ -288,19 +288,8 @@ class Session {
     const auto all = logits();
     scratch.resize(all.size());
     std::ranges::transform(all, scratch.begin(), [](Scalar x) { return static_cast<float>(x); });
-    penalise(made, penalty, scratch);
+    detail::penalise(made, penalty, scratch);
     return sampler(std::span<float>(scratch), reader_->random());
-  }
-
-  static void penalise(std::span<const Token> made, float penalty, std::span<float> logits) {
-    if (penalty == 1.0f) return;
-    std::vector<Token> seen(made.begin(), made.end());
-    std::sort(seen.begin(), seen.end());
-    seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
-    for (const Token token : seen) {
-      float& logit = logits[static_cast<std::size_t>(token)];
-      logit = logit > 0 ? logit / penalty : logit * penalty;
-    }
   }
 
   // Behind a pointer, so that a session moves although its parts refer to one another.

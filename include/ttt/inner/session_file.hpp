@@ -68,7 +68,6 @@ struct StateIdentity {
 
 inline constexpr std::string_view state_format = "ttt-state";
 inline constexpr std::string_view state_version = "1";
-inline constexpr Index most_count = Index{1} << 60;  // of tokens or steps
 
 inline std::string to_hex(std::uint64_t value) {
   char digits[16];

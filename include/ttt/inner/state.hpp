@@ -12,6 +12,10 @@
 
 namespace ttt::inline TTT_ABI {
 
+namespace detail {
+inline constexpr Index most_count = Index{1} << 60;  // of tokens or steps
+}  // namespace detail
+
 /// What happened since the document began.
 struct Counters {
   Index tokens = 0;         // read or generated
