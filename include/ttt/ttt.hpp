@@ -4,6 +4,7 @@
 #pragma once
 
 #include <ttt/backend/eigen/backend.hpp>
+#include <ttt/inner/batch.hpp>
 #include <ttt/inner/in_place_loop.hpp>
 #include <ttt/inner/inner_loop.hpp>
 #include <ttt/inner/session.hpp>

@@ -80,7 +80,7 @@ class Batch {
     return Reader::bytes(weights, learner, sequences, options);
   }
 
-  Index size() const { return reader_->size(); }
+  Index size() const { return documents().size(); }
 
   /// Scores texts[i] as the continuation of document i, then learns from every chunk they complete.
   ///
@@ -160,7 +160,8 @@ class Batch {
     if (count < 0) detail::fail("generate: the count must not be negative");
     std::vector<Index> active = everybody("generate");
     for (const Index i : active) {
-      if (options.seed) reader_->random(i) = Random{*options.seed + static_cast<std::uint64_t>(i)};
+      if (options.seed)
+        documents()[i].state.random = Random{*options.seed + static_cast<std::uint64_t>(i)};
     }
     std::vector<std::vector<Token>> made(active.size());
     std::vector<Token> tokens(active.size());
@@ -192,19 +193,19 @@ class Batch {
   bool frozen() const { return frozen_; }
 
   /// Document i's state, for a session or another batch to adopt. Costs a copy.
-  State state(Index i) const { return reader_->state(check_index(i)); }
+  State state(Index i) const { return documents().state(check_index(i)); }
   /// Replaces it by a copy of one made elsewhere. Throws Error unless its sizes are this batch's;
   /// then nothing has changed.
-  void adopt(Index i, const State& state) { reader_->adopt(check_index(i), state); }
+  void adopt(Index i, const State& state) { documents().adopt(check_index(i), state); }
   /// Forgets document i, or all.
-  void reset(Index i) { reader_->reset(check_index(i)); }
+  void reset(Index i) { documents().reset(check_index(i)); }
   void reset() {
-    for (Index i = 0; i < size(); ++i) reader_->reset(i);
+    for (Index i = 0; i < size(); ++i) documents().reset(i);
   }
 
-  const Counters& counters(Index i) const { return reader_->values(check_index(i)).counters; }
-  const WeightsType& weights() const { return reader_->weights(); }
-  const LearnerType& learner() const { return reader_->learner(); }
+  const Counters& counters(Index i) const { return documents()[check_index(i)].state.counters; }
+  const WeightsType& weights() const { return documents().weights(); }
+  const LearnerType& learner() const { return documents().learner(); }
 
  private:
   const Index& check_index(const Index& i) const {
@@ -257,7 +258,7 @@ class Batch {
                    " of sequence " + std::to_string(i) + " is outside the vocabulary of " +
                    std::to_string(vocabulary));
     }
-    const Index most = reader_->plan().most_tokens;
+    const Index most = documents().plan().most_tokens;
     if (std::ssize(tokens) > most - counters(i).tokens) {
       detail::fail("read: " + std::to_string(tokens.size()) + " more tokens of sequence " +
                    std::to_string(i) + " would exceed max_tokens = " + std::to_string(most));
@@ -294,8 +295,11 @@ class Batch {
     scratch.resize(all.size());
     std::ranges::transform(all, scratch.begin(), [](Scalar x) { return static_cast<float>(x); });
     detail::penalise(made, penalty, scratch);
-    return sampler(std::span<float>(scratch), reader_->random(i));
+    return sampler(std::span<float>(scratch), documents()[i].state.random);
   }
+
+  auto& documents() { return reader_->documents(); }
+  const auto& documents() const { return std::as_const(*reader_).documents(); }
 
   // Behind a pointer, so that a batch moves although its parts refer to one another.
   std::unique_ptr<Reader> reader_;
