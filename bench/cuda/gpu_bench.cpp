@@ -283,6 +283,40 @@ void decode(benchmark::State& state, const Preset<Model>& preset, Index at) {
   peak(state, gpu);
 }
 
+/// Documents together, each at the same place of its own: decoding, or a chunk of each.
+template <class Machine, class Model>
+void batch(benchmark::State& state, const Preset<Model>& preset, Index sequences, Index at,
+           bool decodes) {
+  const Machine gpu;
+  const std::vector<Token> text = tokens(chunk, preset.config.vocabulary);
+  const auto weights = weights_for(gpu, preset);
+  const Learner learner{.chunk = chunk};
+  Batch all(weights, learner, sequences);
+  {
+    Session one(weights, learner);
+    if (at > 0) {
+      fill_window(one, text);
+      move_to(one, at);
+    } else {
+      one.read(std::span(text).first(1));
+    }
+    for (Index i = 0; i < sequences; ++i) all.adopt(i, one.state());
+  }
+  const std::vector<std::span<const Token>> texts(static_cast<std::size_t>(sequences), text);
+  const Index length = decodes ? 64 : chunk;
+  const auto run = [&] {
+    if (decodes) {
+      all.generate(length, Greedy{});
+    } else {
+      all.read(texts);
+    }
+  };
+  run();
+  for (auto _ : state) run();
+  per_second(state, "tokens/s", static_cast<double>(sequences * length));
+  peak(state, gpu);
+}
+
 // ---- training -----------------------------------------------------------------------------------
 
 template <class Machine, class Model>
@@ -378,6 +412,12 @@ const bool registered = [] {
         [=](State& s) { read_document<Fast>(s, full, none, 131072, 8); }, true);
     add("decode/" + size + "/at:16K", [=](State& s) { decode<Fast>(s, e2e, 16384); });
     add("decode/" + size + "/at:1M", [=](State& s) { decode<Fast>(s, e2e, 1048576); });
+    for (const Index sequences : {2, 4, 8}) {
+      const std::string name = "/at:16K/batch:" + std::to_string(sequences);
+      add("decode/" + size + name, [=](State& s) { batch<Fast>(s, e2e, sequences, 16384, true); });
+      add("read/" + size + name, [=](State& s) { batch<Fast>(s, e2e, sequences, 16384, false); });
+    }
+    add("decode/" + size + "/empty/batch:8", [=](State& s) { batch<Fast>(s, e2e, 8, 0, true); });
     add("meta_gradient/" + size + "/length:8192/batch:1",
         [=](State& s) { meta_gradient<Fast>(s, e2e, 8192, 1, {.recompute = large}); });
     if (large) {

@@ -4,8 +4,11 @@
 //
 //   read/S        a share of threads x Eigen's 1024^3 product on one thread     ("of_eigen")
 //   decode/125m   a share of the rate at which all threads can sum a buffer     ("of_sum")
+//   batch_*       how many times as fast as its sessions, one after the other   ("of_alone")
 #include <chrono>
+#include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "../support/reading.hpp"
@@ -96,6 +99,57 @@ void decode(benchmark::State& state, Preset<Model> preset) {
       summing * bytes_read / (decoding * static_cast<double>(blocks * block) * sizeof(float));
 }
 
+/// A batch beside as many sessions, one after the other: with a full window, or at the beginning
+/// of their documents.
+template <class Model, class Work>
+void together(benchmark::State& state, Preset<Model> preset, Index sequences, bool full,
+              Index tokens, const Work& work) {
+  const Index chunk = preset.config.chunk;
+  const auto weights = initialise(preset, machine<Cpu>(), 1);
+  const InnerLoop<Sgd> learner{.chunk = chunk};
+  Batch batch(weights, learner, sequences);
+  std::vector<Session<std::decay_t<decltype(weights)>>> alone;
+  for (Index i = 0; i < sequences; ++i) {
+    alone.emplace_back(weights, learner);
+    skip_to(alone.back(), full ? weights.config().window + chunk : 0);
+    batch.adopt(i, alone.back().state());
+  }
+  double ours = 0, theirs = 0;
+  const auto run = [&] {
+    const double time = seconds([&] { work(batch); });
+    ours += time;
+    theirs += seconds([&] {
+      for (auto& session : alone) work(session);
+    });
+    return time;
+  };
+  run();
+  ours = theirs = 0;
+  for (auto _ : state) state.SetIterationTime(run());
+  rate(state, "tokens/s", static_cast<double>(sequences * tokens));
+  state.counters["of_alone"] = theirs / ours;
+}
+
+template <class Model>
+void batch_decode(benchmark::State& state, Preset<Model> preset, Index sequences, bool full) {
+  constexpr Index count = 4;
+  together(state, preset, sequences, full, count,
+           [](auto& reader) { reader.generate(count, Greedy{}); });
+}
+
+template <class Model>
+void batch_read(benchmark::State& state, Preset<Model> preset, Index sequences) {
+  const auto text = tokens(preset.config.chunk, preset.config.vocabulary);
+  const std::vector<std::span<const Token>> all(static_cast<std::size_t>(sequences), text);
+  together(state, preset, sequences, true, preset.config.chunk, [&](auto& reader) {
+    if constexpr (requires { reader.size(); }) {
+      reader.read(all);
+    } else {
+      reader.read(text);
+    }
+  });
+}
+
 BENCHMARK_CAPTURE(read, S, small, 4)->Name("read/S")->UseManualTime();
 BENCHMARK_CAPTURE(read, S_frozen, small, 4, false)->Name("read_frozen/S")->UseManualTime();
 BENCHMARK_CAPTURE(read, books_byte, presets::books_byte, 4)
@@ -112,6 +166,15 @@ BENCHMARK_CAPTURE(decode, books_byte, presets::books_byte)
     ->UseManualTime();
 BENCHMARK_CAPTURE(decode, e2e_125m, presets::e2e_125m)
     ->Name("decode/125m")
+    ->UseManualTime()
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(batch_read, S, small, 8)->Name("batch_read/S/8")->UseManualTime();
+BENCHMARK_CAPTURE(batch_decode, S, small, 8, true)->Name("batch_decode/S/8")->UseManualTime();
+BENCHMARK_CAPTURE(batch_decode, books_byte, presets::books_byte, 8, true)
+    ->Name("batch_decode/books_byte/8")
+    ->UseManualTime();
+BENCHMARK_CAPTURE(batch_decode, e2e_125m, presets::e2e_125m, 4, false)
+    ->Name("batch_decode/125m/4/empty")
     ->UseManualTime()
     ->Unit(benchmark::kMillisecond);
 

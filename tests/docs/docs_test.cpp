@@ -147,6 +147,26 @@ TEST_CASE("docs: freezing") {
   CHECK(session.counters().inner_steps > 0);
 }
 
+TEST_CASE("docs: several documents together") {
+  const auto weights = ttt::load<Reader>(model, ttt::Cpu(1));
+  const ttt::io::ByteTokenizer bytes;
+  const std::string manual = prose(400), letter = prose(90);
+  const std::vector<ttt::Token> line_end{'\n'};
+  ttt::Session session(weights, learner);
+  session.read(prose(200));
+  //! [batch]
+  ttt::Batch batch(weights, learner, 3);  // three documents, not begun
+  const auto reports = batch.read({bytes.encode(manual), bytes.encode(letter), {}});
+  batch.adopt(2, session.state());  // the third goes on from where a session stands
+  const auto replies = batch.generate(80, ttt::Greedy{}, {.stop_tokens = line_end});
+  session.adopt(batch.state(0));  // and the first goes on in that session, which may save it
+  //! [/batch]
+  CHECK(reports[0].inner_steps == static_cast<ttt::Index>(manual.size() - 1) / 64);
+  CHECK(reports[2].tokens == 0);
+  for (const auto& reply : replies) CHECK(reply.size() <= 80);
+  CHECK(session.counters() == batch.counters(0));
+}
+
 TEST_CASE("docs: snapshots and forks") {
   const std::string prompt = prose(300);
   Session session = new_session();

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT
+// Documents read together on a GPU: each reads as in a session of its own.
+#include <algorithm>
+#include <cmath>
+#include <span>
+#include <support/random.hpp>
+#include <vector>
+
+#include <doctest/doctest.h>
+
+#include <ttt/backend/cuda/backend.hpp>
+#include <ttt/inner/batch.hpp>
+#include <ttt/inner/session.hpp>
+#include <ttt/layers/block.hpp>
+#include <ttt/model/language_model.hpp>
+
+namespace {
+
+using namespace ttt;
+using namespace ttt::test;
+using Exact = cuda::Backend<double>;
+using Fast = cuda::Backend<float, cuda::Products::Bfloat16>;
+
+constexpr Index chunk = 16;
+
+using Attention = SlidingWindowAttention<>;
+using Reader = LanguageModel<Stack<1, Block<Attention, SwiGLU>>,
+                             Stack<2, Block<Attention, DualMLP<SwiGLU, SwiGLU>>>>;
+using Texts = std::vector<std::vector<Token>>;
+
+Config config(Index head_dim, Index window) {
+  return {.vocabulary = 61,
+          .width = 2 * head_dim,
+          .heads = 2,
+          .hidden = 40,
+          .window = window,
+          .rope_base = 10000,
+          .eps = 1e-6};
+}
+
+const InnerLoop<Sgd> learner{.chunk = chunk, .clip = 1.0f, .optimizer = {.rate = 0.1f}};
+
+Texts texts(Random& random, const std::vector<Index>& sizes) {
+  Texts all;
+  for (const Index size : sizes) all.push_back(tokens(random, size, 61));
+  return all;
+}
+
+template <class A, class B>
+double furthest(const A& a, const B& b) {
+  REQUIRE(std::size(a) == std::size(b));
+  double most = 0;
+  for (std::size_t i = 0; i < std::size(a); ++i) {
+    if (std::isnan(a[i]) && std::isnan(b[i])) continue;  // the document's first token
+    const double apart = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
+    if (!(apart <= most)) most = apart;
+  }
+  return most;
+}
+
+/// Whole chunks together, unequal texts, single tokens; with more documents than few rows are, too.
+template <class B>
+void check(const B& gpu, const Config& config, Index sequences, double bound) {
+  CAPTURE(sequences);
+  const auto weights = initialise<Reader>(config, gpu, 3, 0.1);
+  Batch batch(weights, learner, sequences);
+  std::vector<Session<Weights<Reader, B>>> alone;
+  for (Index i = 0; i < sequences; ++i) alone.emplace_back(weights, learner);
+  Random random{41};
+  std::vector<Index> equal(alone.size(), 3 * chunk + 1), unequal, one(alone.size(), 1);
+  for (Index i = 0; i < sequences; ++i) unequal.push_back(i * 7 % (3 * chunk));
+  for (const auto& sizes : {equal, one, unequal, one, equal, unequal}) {
+    const Texts all = texts(random, sizes);
+    const auto got = batch.read(all);
+    for (std::size_t i = 0; i < alone.size(); ++i) {
+      CAPTURE(i);
+      const auto want = alone[i].read(all[i]);
+      CHECK(furthest(got[i].nll, want.nll) <= bound);
+      CHECK(got[i].inner_steps == want.inner_steps);
+      CHECK(furthest(batch.logits(static_cast<Index>(i)), alone[i].logits()) <= 4 * bound);
+    }
+  }
+  // A document that leaves and comes back is the same.
+  Session moved(weights, learner);
+  moved.adopt(batch.state(sequences - 1));
+  CHECK(furthest(batch.logits(sequences - 1), moved.logits()) <= 4 * bound);
+  batch.adopt(0, moved.state());
+  const auto made = batch.generate(2 * chunk, Greedy{});
+  CHECK(std::ssize(made[0]) == 2 * chunk);
+  if (bound < 1e-6) CHECK(made[0] == moved.generate(2 * chunk, Greedy{}));
+}
+
+}  // namespace
+
+TEST_CASE("batch: a GPU reads several documents as it reads each") {
+  for (const Index sequences : {1, 3, 8, 11}) check(Exact(), config(8, 40), sequences, 1e-10);
+}
+
+TEST_CASE("batch: so it does in bfloat16, and the same bits every time") {
+  const Fast gpu;
+  for (const Index sequences : {1, 3, 8, 11}) check(gpu, config(64, 100), sequences, 0.1);
+  const auto weights = initialise<Reader>(config(64, 100), gpu, 3, 0.1);
+  std::vector<Texts> made;
+  for (int i = 0; i < 2; ++i) {
+    Random random{42};
+    Batch batch(weights, learner, 4);
+    batch.read(texts(random, {5 * chunk, 3, 2 * chunk + 5, 1}));
+    made.push_back(batch.generate(3 * chunk, Greedy{}));
+  }
+  CHECK(made[0] == made[1]);
+}
