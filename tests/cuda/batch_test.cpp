@@ -4,6 +4,7 @@
 #include <cmath>
 #include <span>
 #include <support/random.hpp>
+#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -94,6 +95,35 @@ void check(const B& gpu, const Config& config, Index sequences, double bound) {
 
 TEST_CASE("batch: a GPU reads several documents as it reads each") {
   for (const Index sequences : {1, 3, 8, 11}) check(Exact(), config(8, 40), sequences, 1e-10);
+}
+
+TEST_CASE("batch: steps from a graph have the bits of steps one by one") {
+  const Fast gpu;
+  const auto weights = initialise<Reader>(config(64, 100), gpu, 3, 0.1);
+  for (const Index sequences : {2, 8, 11}) {
+    CAPTURE(sequences);
+    Random random{43};
+    std::vector<Index> sizes;
+    for (Index i = 0; i < sequences; ++i) sizes.push_back(1 + i * 5 % (3 * chunk));
+    Batch graphs(weights, learner, sequences), steps(weights, learner, sequences);
+    const Texts all = texts(random, sizes);
+    graphs.read(all);
+    steps.read(all);
+    for (Index n = 0; n < 2 * chunk; ++n) {
+      CAPTURE(n);
+      // In memory that nothing was computed in before, so that no graph fits.
+      Batch anew(weights, learner, sequences);
+      for (Index i = 0; i < sequences; ++i) anew.adopt(i, steps.state(i));
+      steps = std::move(anew);
+      const auto tokens = graphs.likeliest();
+      CHECK(steps.likeliest() == tokens);
+      for (Index i = 0; i < sequences; ++i) {
+        CHECK(std::ranges::equal(steps.logits(i), graphs.logits(i)));
+      }
+      graphs.step(tokens);
+      steps.step(tokens);
+    }
+  }
 }
 
 TEST_CASE("batch: so it does in bfloat16, and the same bits every time") {

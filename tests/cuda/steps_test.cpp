@@ -81,32 +81,35 @@ void check(Index head_dim, const auto& learner, Index read, Index count) {
 
 TEST_CASE("steps become a graph the second time, and only where they can") {
   const Fast gpu;
-  auto token = gpu.allocate<Token>(1);
-  auto angles = gpu.allocate<float>(16), row = gpu.allocate<float>(16);
+  auto token = gpu.allocate<Token>(2);
+  auto angles = gpu.allocate<float>(32), row = gpu.allocate<float>(16);
   auto cache = gpu.allocate<bfloat16>(16 * 8);
   const double frequencies[8] = {1, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.001};
   const auto turn = [&](const Fast& machine, Index position) {
     machine.rope_angles(position, frequencies, View<float>(angles.data(), 1, 16));
+    machine.rope_angles(position - 3, frequencies, View<float>(angles.data() + 16, 1, 16));
   };
   const void* const places[] = {angles.data()};
   Fast::Steps steps(gpu);
   for (const Index position : {3, 4, 5, 70000}) {
-    steps(places, 7, token.data(), position, [&](const Fast& machine) { turn(machine, position); });
+    const std::vector<Token> tokens{7, static_cast<Token>(position)};
+    steps(places, tokens, token.data(), position,
+          [&](const Fast& machine) { turn(machine, position); });
     CHECK(steps.has_graph() == (position > 3));
-    std::vector<float> got(16), want(16);
-    gpu.to_host(angles.data(), got.data(), 16);
+    std::vector<float> got(32), want(32);
+    gpu.to_host(angles.data(), got.data(), 32);
     turn(gpu, position);
-    gpu.to_host(angles.data(), want.data(), 16);
+    gpu.to_host(angles.data(), want.data(), 32);
     CHECK(got == want);
-    Token seen = 0;
-    gpu.to_host(token.data(), &seen, 1);
-    CHECK(seen == 7);
+    std::vector<Token> seen(2);
+    gpu.to_host(token.data(), seen.data(), 2);
+    CHECK(seen == tokens);
   }
 
   gpu.fill(0.0f, row.data(), 16);
   Fast::Steps never(gpu);
   for (int i = 0; i < 3; ++i) {
-    never(places, 7, token.data(), i, [&](const Fast& machine) {
+    never(places, text(1), token.data(), i, [&](const Fast& machine) {
       machine.store(View<const float>(row.data(), 1, 16), Cache<bfloat16>{cache.data(), 1, 8, 16},
                     i);
     });

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -45,8 +46,10 @@ class BatchPass {
         nll_(backend.template allocate<Scalar>(sequences * rows)),
         loss_weights_(backend.template allocate<Scalar>(sequences * rows)),
         logits_(backend.template allocate<Scalar>(sequences * model.config().vocabulary)),
+        sums_(backend.template allocate<Scalar>(2 * sequences)),
         likeliest_(backend.template allocate<Token>(sequences)),
-        saved_(model) {
+        saved_(model),
+        steps_(backend) {
     host_tokens_.reserve(static_cast<std::size_t>(2 * sequences * rows));
     parts_.reserve(static_cast<std::size_t>(sequences));
   }
@@ -76,12 +79,12 @@ class BatchPass {
     workspace.release(0);
     upper(c, model, tree, parts, nullptr, caches, cache.data(), false, saved, &updates);
     workspace.matrix(sequences, model.config().width);
-    workspace.matrix(sequences, model.config().vocabulary + 2);
+    workspace.matrix(sequences, model.config().vocabulary);
     return workspace.peak();
   }
   /// Bytes beside scratch.
   static Index bytes(const Model& model, Index sequences, Index rows) {
-    return sequences * ((2 * rows + model.config().vocabulary) * Index{sizeof(Scalar)} +
+    return sequences * ((2 * rows + model.config().vocabulary + 2) * Index{sizeof(Scalar)} +
                         (2 * rows + 1) * Index{sizeof(Token)});
   }
 
@@ -130,32 +133,19 @@ class BatchPass {
 
   /// What is known of the token behind each piece.
   void next(const Tree& tree, CacheScalar* cache, std::span<Next> out) {
-    auto c = start();
-    upper(c, model_, tree, parts_, tokens_.data(), caches_, cache, false, saved_);
-    const Index count = std::ssize(parts_), words = model_.config().vocabulary;
-    View<Scalar> last = saved_.upper.output.y;
-    if (rows_ > count) {
-      last = c.make(count, model_.config().width);
-      for (Index s = 0; s < count; ++s) {
-        const SequencePart& part = parts_[static_cast<std::size_t>(s)];
-        backend_.copy(saved_.upper.output.y.row(part.first + part.rows - 1), last.row(s),
-                      last.cols);
-      }
-    }
-    const bool in_place = lie_in_order();
-    const View<Scalar> logits =
-        in_place ? View<Scalar>(logits_.data() + parts_[0].place * words, count, words)
-                 : c.make(count, words);
-    const View<Scalar> sums = c.make(count, 2);
-    backend_.matmul(last, model_.head(tree), logits, Write::Replace);
-    backend_.next_token(logits, sums, likeliest_.data());
-    for (Index s = 0; s < count && !in_place; ++s) {
-      const Index place = parts_[static_cast<std::size_t>(s)].place;
-      backend_.copy(logits.row(s), logits_.data() + place * words, words);
+    const Index count = std::ssize(parts_);
+    if (rows_ == count) {
+      steps_(places(tree, cache), host_tokens_, tokens_.data(), parts_[0].position,
+             [&](const B& machine) {
+               workspace_.release(0);  // so that it has the same places
+               find_next({machine, workspace_}, tree, cache);
+             });
+    } else {
+      find_next(start(), tree, cache);
     }
     host_sums_.resize(static_cast<std::size_t>(2 * count));
     host_likeliest_.resize(static_cast<std::size_t>(count));
-    backend_.to_host(sums.data, host_sums_.data(), 2 * count);
+    backend_.to_host(sums_.data(), host_sums_.data(), 2 * count);
     backend_.to_host(likeliest_.data(), host_likeliest_.data(), count);
     for (std::size_t s = 0; s < host_likeliest_.size(); ++s) {
       out[s] = {host_sums_[2 * s], host_sums_[2 * s + 1], host_likeliest_[s]};
@@ -194,6 +184,45 @@ class BatchPass {
     workspace_.release(0);
     backend_.to_device(host_tokens_.data(), tokens_.data(), std::ssize(host_tokens_));
     return {backend_, workspace_};
+  }
+
+  /// Logits by place, and what sums them up by part.
+  void find_next(Context<B> c, const Tree& tree, CacheScalar* cache) {
+    upper(c, model_, tree, parts_, tokens_.data(), caches_, cache, false, saved_);
+    const Index count = std::ssize(parts_), words = model_.config().vocabulary;
+    View<Scalar> last = saved_.upper.output.y;
+    if (rows_ > count) {
+      last = c.make(count, last.cols);
+      for (Index s = 0; s < count; ++s) {
+        const SequencePart& part = parts_[static_cast<std::size_t>(s)];
+        const auto* const from = saved_.upper.output.y.row(part.first + part.rows - 1);
+        c.backend.copy(from, last.row(s), last.cols);
+      }
+    }
+    const bool in_order = lie_in_order();
+    View<Scalar> logits(logits_.data() + parts_[0].place * words, count, words);
+    if (!in_order) logits = c.make(count, words);
+    c.backend.matmul(last, model_.head(tree), logits, Write::Replace);
+    c.backend.next_token(logits, View<Scalar>(sums_.data(), count, 2), likeliest_.data());
+    for (Index s = 0; s < count && !in_order; ++s) {
+      const Index place = parts_[static_cast<std::size_t>(s)].place;
+      c.backend.copy(logits.row(s), logits_.data() + place * words, words);
+    }
+  }
+
+  /// Where a step of a token each looks, as far as that may change, and how far apart documents
+  /// stand, which is no address but must not change either.
+  std::span<const void* const> places(const Tree& tree, const CacheScalar* cache) {
+    places_.clear();
+    for (const SequencePart& part : parts_) {
+      const auto apart = static_cast<std::uintptr_t>(part.position - parts_[0].position);
+      places_.push_back(cache + part.place * caches_.size());
+      places_.push_back(reinterpret_cast<const void*>(apart));  // NOLINT(performance-no-int-to-ptr)
+    }
+    Model::each([&](const ParameterName&,
+                    const StackedWeight<Scalar>& leaf) { places_.push_back(leaf.data); },
+                tree);
+    return places_;
   }
 
   /// Whether documents stand one behind the other.
@@ -239,6 +268,7 @@ class BatchPass {
   typename B::template Buffer<Scalar> nll_;
   typename B::template Buffer<Scalar> loss_weights_;
   typename B::template Buffer<Scalar> logits_;  // by place
+  typename B::template Buffer<Scalar> sums_;
   typename B::template Buffer<Token> likeliest_;
   Saved saved_;
   std::vector<SequencePart> parts_;
@@ -246,6 +276,8 @@ class BatchPass {
   std::vector<Token> host_tokens_;
   std::vector<Scalar> host_sums_;
   std::vector<Token> host_likeliest_;
+  std::vector<const void*> places_;
+  StepsOf<B> steps_;
 };
 
 }  // namespace detail

@@ -110,7 +110,7 @@ class ChunkPass {
     };
     if (rows == 1) {
       forget();
-      steps_(places(tree, cache), tokens[0], tokens_.data(), position, [&](const B& machine) {
+      steps_(places(tree, cache), tokens, tokens_.data(), position, [&](const B& machine) {
         workspace_.release(0);  // so that it has the same places
         run({machine, workspace_}, {tokens_.data(), 1, position, {}});
       });

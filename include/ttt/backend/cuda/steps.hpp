@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Steps of one token, as decoding takes them: one CUDA graph, put on the stream again and again.
-/// Any host compiler reads this.
+/// Steps of one token, or of one of each of some documents, as decoding takes them: one CUDA graph,
+/// put on the stream again and again. Any host compiler reads this.
 #pragma once
 
 #include <algorithm>
@@ -53,7 +53,7 @@ class Graph {
 
 }  // namespace detail
 
-/// Runs a step that is the same for every token but for the token and its position. Hundreds of
+/// Runs a step that is the same every time but for its tokens and their positions. Hundreds of
 /// small kernels cost the host more than the GPU, so the second step from the same memory is
 /// recorded as a graph, on a backend of its own that keeps positions in the GPU's memory, and from
 /// then on that is put on the stream. Where that is not possible, steps are taken as they come.
@@ -68,31 +68,38 @@ class Steps {
   Steps(const Steps&) = delete;
   Steps& operator=(const Steps&) = delete;
 
-  /// Writes the token to `to`, then does what step(backend) puts on its stream. The step must be
+  /// Writes the tokens to `to`, then does what step(backend) puts on its stream. The step must be
   /// the same whenever `memory`, all addresses that it uses and that may change, is, but for the
-  /// token, and for `position` where it hands that to a primitive. Throws what the step throws.
+  /// tokens, and for `position` where it hands that, or one as far from it as ever, to a primitive.
+  /// Throws what the step throws.
   template <class Step>
-  void operator()(std::span<const void* const> memory, Token token, Token* to, Index position,
-                  const Step& step) {
+  void operator()(std::span<const void* const> memory, std::span<const Token> tokens, Token* to,
+                  Index position, const Step& step) {
     const bool known = std::ranges::equal(memory, memory_);
     if (!known) {
       graph_.reset();
       memory_.assign(memory.begin(), memory.end());
     }
-    if (known && possible_ && !graph_) record(token, to, position, step);
+    if (known && possible_ && !graph_) record(tokens, to, position, step);
     if (!graph_) {
-      backend_.to_device(&token, to, 1);
+      backend_.to_device(tokens.data(), to, std::ssize(tokens));
       return step(backend_);
     }
-    Launch::begin_step(backend_.next(), token, to, position, place_.data());
+    bring_others(tokens, to);
+    Launch::begin_step(backend_.next(), tokens[0], to, position, place_.data());
     graph_->start(backend_.next());
   }
 
   bool has_graph() const { return graph_.has_value(); }
 
  private:
+  /// All tokens but the first, which comes with the position.
+  void bring_others(std::span<const Token> tokens, Token* to) {
+    if (tokens.size() > 1) backend_.to_device(tokens.data() + 1, to + 1, std::ssize(tokens) - 1);
+  }
+
   template <class Step>
-  void record(Token token, Token* to, Index position, const Step& step) {
+  void record(std::span<const Token> tokens, Token* to, Index position, const Step& step) {
     try {
       if (place_.size() == 0) place_ = backend_.template allocate<Index>(1);
       if (!recorder_) {  // what is at `position` now will be at *base; nothing writes weights there
@@ -103,9 +110,10 @@ class Steps {
       }
       recorder_->recorded_ = position;
       const cudaStream_t stream = recorder_->next();
+      bring_others(tokens, to);
       backend_.synchronize();
       // Run once before it is recorded: what the recorder needs beside, it takes then.
-      Launch::begin_step(stream, token, to, position, place_.data());
+      Launch::begin_step(stream, tokens[0], to, position, place_.data());
       step(*recorder_);
       recorder_->synchronize();
       graph_.emplace(stream, [&] {
