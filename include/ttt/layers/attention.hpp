@@ -102,13 +102,12 @@ class Attention {
     saved.q = q;
     saved.k = k;
     saved.v = v;
-    const auto rotated =
-        ops::rotate(c, saved.q, saved.k, saved.v, norm<Scalar>(p.q_norm), norm<Scalar>(p.k_norm),
-                    at.angles, Rope::layout, cache, at.first);
-    saved.rotated_q = rotated.q;
-    saved.rotated_k = rotated.k;
-    saved.attended =
-        ops::attention(c, saved.rotated_q.y, saved.rotated_k.y, saved.v, cache, shape(at.first));
+    const auto heads =
+        ops::attend(c, saved.q, saved.k, saved.v, norm<Scalar>(p.q_norm), norm<Scalar>(p.k_norm),
+                    at.angles, Rope::layout, cache, shape(at.first));
+    saved.rotated_q = heads.rotated_q;
+    saved.rotated_k = heads.rotated_k;
+    saved.attended = heads.attended;
     return ops::linear(c, saved.attended.o, p.wo);
   }
 

@@ -53,8 +53,9 @@ struct Attended {
 };
 
 template <class Tensor>
-struct Rotated {
-  Normed<Tensor> q, k;
+struct Heads {
+  Normed<Tensor> rotated_q, rotated_k;
+  Attended<Tensor> attended;
 };
 
 namespace detail {
@@ -90,83 +91,67 @@ View<Scalar> statistics(View<Scalar> all, const AttentionShape& shape, const Seq
 
 }  // namespace detail
 
-/// Queries and keys with every head normed and turned by its position's angles; keys and values go
-/// into the cache. What becomes of rotated keys outside it is the backend's affair: nobody reads
-/// them there. A backend may have all this in one primitive, rotate_and_store.
+/// Queries and keys with every head normed and turned by its position's angles, keys and values put
+/// into the cache, and attention to everything in the window, this block's own included. What
+/// becomes of rotated keys outside the cache is the backend's affair: nobody reads them there. 4 ·
+/// head_dim operations a query, head and visible key.
+///
+/// A backend may have all before attention in one primitive, rotate_and_store. A sequence's
+/// attention comes right behind it, so that one may do the other's work.
 template <class B>
-Rotated<View<typename B::Scalar>> rotate(Context<B>& c, View<const typename B::Scalar> q,
-                                         View<const typename B::Scalar> k,
-                                         View<const typename B::Scalar> v,
-                                         Norm<typename B::Scalar> q_norm,
-                                         Norm<typename B::Scalar> k_norm,
-                                         View<const typename B::Scalar> angles, RopeLayout layout,
-                                         const KeyValuesOf<B>& cache, Index position) {
+Heads<View<typename B::Scalar>> attend(Context<B>& c, View<const typename B::Scalar> q,
+                                       View<const typename B::Scalar> k,
+                                       View<const typename B::Scalar> v,
+                                       Norm<typename B::Scalar> q_norm,
+                                       Norm<typename B::Scalar> k_norm,
+                                       View<const typename B::Scalar> angles, RopeLayout layout,
+                                       const KeyValuesOf<B>& cache, AttentionShape shape) {
   const auto make = [&](View<const typename B::Scalar> x) {
     return Normed<View<typename B::Scalar>>{c.make(x.rows, x.cols),
                                             c.make(x.rows, x.cols / angles.cols)};
   };
-  const Rotated<View<typename B::Scalar>> out{make(q), make(k)};
-  for (Index s = 0; s < cache.sequences; ++s) {
-    const SequencePart own = cache.part(s, q.rows, position);
-    const Normed<View<typename B::Scalar>> rq{own.of(out.q.y), own.of(out.q.inverse)},
-        rk{own.of(out.k.y), own.of(out.k.inverse)};
-    detail::rotate(c.backend, own.of(q), own.of(k), own.of(v), q_norm, k_norm, own.of(angles),
-                   layout, rq, rk, cache.of(own.place), own.position);
-  }
-  return out;
-}
-/// The cache holds the values of keys and values.
-template <class B>
-Rotated<DualView<typename B::Scalar>> rotate(
-    TangentContext<B>& c, const DualView<typename B::Scalar>& q,
-    const DualView<typename B::Scalar>& k, const DualView<typename B::Scalar>&,
-    Norm<typename B::Scalar> q_norm, Norm<typename B::Scalar> k_norm,
-    View<const typename B::Scalar> angles, RopeLayout layout, const KeyValuesOf<B>&, Index) {
-  const auto rq = head_norm_rope(c, q, q_norm, angles, layout);
-  return {rq, head_norm_rope(c, k, k_norm, angles, layout)};
-}
-
-/// Attends to everything in the window, this block's own keys and values included, which are in the
-/// cache. 4 · head_dim operations a query, head and visible key.
-template <class B>
-Attended<View<typename B::Scalar>> attention(Context<B>& c, View<const typename B::Scalar> q,
-                                             View<const typename B::Scalar>,
-                                             View<const typename B::Scalar>,
-                                             const KeyValuesOf<B>& cache, AttentionShape shape) {
+  const auto rotated_q = make(q), rotated_k = make(k);
   const Index n = cache.parts.empty() ? cache.sequences : 1;
   const Attended<View<typename B::Scalar>> out{c.make(q.rows, q.cols),
                                                c.make(n * shape.heads, q.rows / n)};
   for (Index s = 0; s < cache.sequences; ++s) {
     const SequencePart own = cache.part(s, q.rows, shape.position);
     const auto memory = cache.of(own.place);
+    const Normed<View<typename B::Scalar>> rq{own.of(rotated_q.y), own.of(rotated_q.inverse)},
+        rk{own.of(rotated_k.y), own.of(rotated_k.inverse)};
     shape.position = own.position;
-    c.backend.attention(own.of(q), memory.keys, memory.values, shape, own.of(out.o),
+    detail::rotate(c.backend, own.of(q), own.of(k), own.of(v), q_norm, k_norm, own.of(angles),
+                   layout, rq, rk, memory, shape.position);
+    c.backend.attention(rq.y, memory.keys, memory.values, shape, own.of(out.o),
                         detail::statistics(out.lse, shape, own));
   }
-  return out;
+  return {rotated_q, rotated_k, out};
 }
 /// The cache holds the values. Keys and values of earlier blocks are constants, whose tangents
 /// would be zero. 6 · head_dim operations a query, head and earlier key, 10 for the block's own.
 template <class B>
-Attended<DualView<typename B::Scalar>> attention(TangentContext<B>& c,
-                                                 const DualView<typename B::Scalar>& q,
-                                                 const DualView<typename B::Scalar>& k,
-                                                 const DualView<typename B::Scalar>& v,
-                                                 const KeyValuesOf<B>& cache,
-                                                 AttentionShape shape) {
+Heads<DualView<typename B::Scalar>> attend(TangentContext<B>& c,
+                                           const DualView<typename B::Scalar>& q,
+                                           const DualView<typename B::Scalar>& k,
+                                           const DualView<typename B::Scalar>& v,
+                                           Norm<typename B::Scalar> q_norm,
+                                           Norm<typename B::Scalar> k_norm,
+                                           View<const typename B::Scalar> angles, RopeLayout layout,
+                                           const KeyValuesOf<B>& cache, AttentionShape shape) {
   TTT_ASSERT(q.moves() == k.moves() && q.moves() == v.moves());
+  const auto rq = head_norm_rope(c, q, q_norm, angles, layout);
+  const auto rk = head_norm_rope(c, k, k_norm, angles, layout);
   const Index n = cache.sequences;
   const Attended<DualView<typename B::Scalar>> out{c.make(q.rows, q.cols, q.moves()),
                                                    c.make(n * shape.heads, q.rows / n, q.moves())};
-  if (!q.moves()) return out;
-  for (Index s = 0; s < n; ++s) {
+  for (Index s = 0; q.moves() && s < n; ++s) {
     const auto own = [&](const auto& x) { return x.part(s, n); };
     const auto memory = cache.of(s);
-    c.backend.attention_tangent(own(q.value), own(q.tangent), memory.keys, memory.values,
-                                own(k.tangent), own(v.tangent), shape, own(out.o.value),
+    c.backend.attention_tangent(own(rq.y.value), own(rq.y.tangent), memory.keys, memory.values,
+                                own(rk.y.tangent), own(v.tangent), shape, own(out.o.value),
                                 own(out.lse.value), own(out.o.tangent), own(out.lse.tangent));
   }
-  return out;
+  return {rq, rk, out};
 }
 
 template <class Tensor>

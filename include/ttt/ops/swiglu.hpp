@@ -46,8 +46,13 @@ void gated(const B& backend, Factor<const typename B::Scalar> x,
            const StackedWeight<typename B::Scalar>& w1, const StackedWeight<typename B::Scalar>& w3,
            const Gated<View<typename B::Scalar>>& out) {
   if constexpr (requires { backend.gated(x, w1, w3, out.gate, out.up, out.hidden); }) {
-    const bool is_one = w1.sequences == 1 && w3.sequences == 1;
-    if (is_one && backend.gated(x, w1, w3, out.gate, out.up, out.hidden)) return;
+    bool done = w1.sequences == w3.sequences;
+    for (Index s = 0; done && s < w1.sequences; ++s) {
+      const SequencePart own = w1.part(s, x.rows);
+      done = backend.gated(own.of(x), w1.of(own.place), w3.of(own.place), own.of(out.gate),
+                           own.of(out.up), own.of(out.hidden));
+    }
+    if (done) return;
   }
   products(backend, x, std::array{w1, w3}, std::array{out.gate, out.up});
   backend.swiglu(out.gate, out.up, out.hidden);
@@ -55,7 +60,8 @@ void gated(const B& backend, Factor<const typename B::Scalar> x,
 
 }  // namespace detail
 
-/// silu(x · w1) * (x · w3), and both products. A backend may have all this in one primitive, gated.
+/// silu(x · w1) * (x · w3), and both products. A backend may have all this of one sequence's rows
+/// in one primitive, gated.
 template <class B>
 Gated<View<typename B::Scalar>> gated(Context<B>& c, Factor<const typename B::Scalar> x,
                                       const StackedWeight<typename B::Scalar>& w1,
