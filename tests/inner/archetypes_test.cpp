@@ -6,6 +6,7 @@
 
 #include <doctest/doctest.h>
 
+#include <ttt/inner/batch.hpp>
 #include <ttt/inner/in_place_loop.hpp>
 #include <ttt/inner/session.hpp>
 #include <ttt/layers/block.hpp>
@@ -41,6 +42,9 @@ template class ttt::Session<Weights<Model, archetype::Backend>, archetype::Learn
 template class ttt::Session<Weights<Model, archetype::Backend>, Loop>;
 template class ttt::Session<Weights<Model, archetype::Backend>, NoLearning>;
 template class ttt::Session<Weights<InPlace, archetype::Backend>, InPlaceLoop>;
+template class ttt::Batch<Weights<Model, archetype::Backend>, archetype::Learner>;
+template class ttt::Batch<Weights<Model, archetype::Backend>, NoLearning>;
+template class ttt::Batch<Weights<InPlace, archetype::Backend>, InPlaceLoop>;
 
 TEST_CASE("archetypes: sessions are made, and ask their parts for what the concepts promise") {
   const Config config{

@@ -8,6 +8,7 @@
 
 #include <doctest/doctest.h>
 
+#include <ttt/inner/batch.hpp>
 #include <ttt/inner/session.hpp>
 
 namespace {
@@ -150,4 +151,42 @@ TEST_CASE("narrow: a session has the bits of one that rounds in every product") 
   check(InnerLoop<Sgd>{.chunk = 4, .clip = 0.3f});
   check(InnerLoop<Momentum>{.chunk = 4, .clip = 0.3f});
   check(InnerLoop<Decaying>{.chunk = 4, .clip = 0.3f});
+}
+
+TEST_CASE("narrow: a batch has the bits of one that rounds in every product") {
+  const auto read = [&](const auto& backend, const auto& learner) {
+    const auto weights = initialise<Tiny>(tiny(), backend, 5, 0.4);
+    Batch batch(weights, learner, 3);
+    batch.read({random_tokens(17), random_tokens(2), random_tokens(9)});
+    batch.adopt(1, batch.state(0));  // what it has learned comes along, and is rounded
+    batch.reset(2);                  // and what it had is forgotten
+    auto all = batch.read({random_tokens(6), random_tokens(5), random_tokens(9)});
+    auto nll = all[0].nll;
+    nll.insert(nll.end(), all[1].nll.begin(), all[1].nll.end());
+    nll.insert(nll.end(), all[2].nll.begin() + 1, all[2].nll.end());
+    for (const Index i : {0, 1, 2}) {
+      const auto logits = batch.logits(i);
+      nll.insert(nll.end(), logits.begin(), logits.end());
+    }
+    return nll;
+  };
+  const auto check = [&](const auto& learner) {
+    CHECK(read(Narrows(), learner) == read(Rounds(), learner));
+  };
+  check(InnerLoop<Sgd>{.chunk = 4, .clip = 0.3f});
+  check(InnerLoop<Momentum>{.chunk = 4, .clip = 0.3f});
+  check(InnerLoop<Decaying>{.chunk = 4, .clip = 0.3f});
+  check(NoLearning{.chunk = 4});
+}
+
+TEST_CASE("narrow: a batch counts its copies beforehand") {
+  const InnerLoop<Sgd> learner{.chunk = 4, .clip = 0.3f};
+  const auto weights = initialise<Tiny>(tiny(), Narrows(), 5, 0.4);
+  using Together = Batch<Weights<Tiny, Narrows>>;
+  const Index planned = Together::required_bytes(weights, learner, 3);
+  Narrows::bytes = Narrows::copies = 0;
+  Together batch(weights, learner, 3);
+  batch.read({random_tokens(9), {}, {}});
+  CHECK(Narrows::copies == 2 * 3 * learned);
+  CHECK(Narrows::bytes == planned);
 }
