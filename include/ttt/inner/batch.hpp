@@ -208,7 +208,7 @@ class Batch {
   const LearnerType& learner() const { return documents().learner(); }
 
  private:
-  const Index& check_index(const Index& i) const {
+  Index check_index(Index i) const {
     if (i < 0 || i >= size()) {
       detail::fail("batch: there is no sequence " + std::to_string(i) + " of " +
                    std::to_string(size()));
