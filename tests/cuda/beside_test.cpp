@@ -175,7 +175,7 @@ TEST_CASE("a chunk of little more than few rows leaves room for pieces of few") 
   const Fast gpu;
   Random random{9};
   const auto text = tokens(random, 200, 61);
-  const auto weights = initialise<Reader>(config(16, 24), gpu, 5, 0.4);
+  const auto weights = initialise<Reader>(config(16, 24), gpu, 5, 0.1);
   for (const Index size : {9, 12, 15, 17, 18}) {
     CAPTURE(size);
     InnerLoop<Sgd> own = learner;
