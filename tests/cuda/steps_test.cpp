@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Decoding from a CUDA graph: the same bits as its steps put on the stream one by one.
+#include <utility>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -37,6 +38,25 @@ std::vector<Token> text(Index size) {
   return tokens;
 }
 
+/// The same weights in bfloat16.
+template <class Model>
+Weights<Model, Fast> rounded(const Weights<Model, Fast>& from) {
+  const Fast& gpu = from.backend();
+  typename Weights<Model, Fast>::Memory memory;
+  auto tree = from.parameters();
+  Model::each(
+      [&](const ParameterName&, Weight<float>& leaf) {
+        const Shape shape = leaf.shape();
+        memory.narrow.push_back(gpu.allocate<bfloat16>(shape.size()));
+        bfloat16* const to = memory.narrow.back().data();
+        gpu.narrow(static_cast<const float*>(leaf.data), to, shape.size());
+        leaf = View<const bfloat16>(to, shape.rows, shape.cols);
+      },
+      tree);
+  gpu.synchronize();
+  return {from.model(), gpu, tree, std::move(memory)};
+}
+
 /// Generates one token at a time; `anew` from memory that the session has not used before, so that
 /// no graph fits.
 template <class Session>
@@ -52,9 +72,10 @@ std::vector<float> scores(Session& session, Index count, bool anew) {
 }
 
 template <class Model>
-void check(Index head_dim, const auto& learner, Index read, Index count) {
+void check(Index head_dim, const auto& learner, Index read, Index count, bool narrow = false) {
   const Fast gpu;
-  const auto weights = initialise<Model>(config(head_dim), gpu, 3, 0.25);
+  const auto wide = initialise<Model>(config(head_dim), gpu, 3, 0.25);
+  const auto weights = narrow ? rounded(wide) : wide;
   const SessionOptions options{.max_tokens = 1000};
   Session graphs(weights, learner, options), steps(weights, learner, options);
   graphs.read(text(read));
@@ -123,4 +144,14 @@ TEST_CASE("a step from a graph is the step") {
   check<Reader>(16, learner, 1, 20);
   check<FullReader>(16, NoLearning{.chunk = 16}, 290, 20);
   check<Reader>(12, learner, 20, 20);  // heads without a kernel that a graph can have
+}
+
+TEST_CASE("a step of narrow weights from a graph is the step, with heads of any size") {
+  const InnerLoop<Sgd> learner{.chunk = 16, .optimizer = {.rate = 0.1f}};
+  check<Reader>(64, learner, 330, 40, true);  // beyond the window, through two updates
+  check<Reader>(16, learner, 1, 20, true);
+  check<Reader>(80, learner, 290, 40, true);
+  check<FullReader>(128, NoLearning{.chunk = 16}, 250, 20, true);
+  check<FullReader>(96, NoLearning{.chunk = 16}, 20, 20, true);
+  check<Reader>(12, learner, 20, 20, true);  // heads without a kernel that a graph can have
 }

@@ -7,6 +7,8 @@
 /// turned by every block that needs it.
 #pragma once
 
+#include <limits>
+
 #include <ttt/backend/cuda/kernels/last_block.cuh>
 #include <ttt/backend/cuda/kernels/matvec.cuh>
 #include <ttt/backend/cuda/kernels/rotate.cuh>
@@ -15,23 +17,22 @@ namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 namespace {
 
-constexpr int decode_threads = 128, decode_warps = decode_threads / 32;
+constexpr int decode_threads = 256, decode_warps = decode_threads / 32, decode_blocks = 2;  // an SM
 constexpr Index most_decode_parts = 64;
 
 /// How a warp takes keys: `lanes` lanes share one, each has `pieces` eights of its channels, those
 /// `lanes` eights apart, and `ahead` keys under way. Few lanes, so that little is added up across
-/// them; as many blocks an SM as their registers leave.
-template <int lanes_, int pieces_, int ahead_, int blocks_>
+/// them.
+template <int lanes_, int pieces_, int ahead_>
 struct DecodeLanes {
-  static constexpr int lanes = lanes_, pieces = pieces_, ahead = ahead_, blocks = blocks_;
+  static constexpr int lanes = lanes_, pieces = pieces_, ahead = ahead_;
   static constexpr int keys = 32 / lanes, channels = 8 * pieces;  // of a warp; of a lane
 };
 template <class F>
-decltype(auto) with_decode_lanes(Index d, const F& f) {
-  if (d <= 64) return f(DecodeLanes<4, 2, 2, 4>());
-  if (d <= 80) return f(DecodeLanes<2, 5, 1, 3>());
-  if (d <= 96) return f(DecodeLanes<4, 3, 1, 4>());
-  return f(DecodeLanes<4, 4, 1, 3>());
+void with_decode_lanes(Index d, const F& f) {
+  if (d <= 64) return f(DecodeLanes<4, 2, 2>());
+  if (d <= 96) return f(DecodeLanes<4, 3, 1>());
+  return f(DecodeLanes<4, 4, 1>());
 }
 
 /// How many keys a block takes where so many blocks share those that the query at p sees.
@@ -124,68 +125,81 @@ __device__ void turn_and_store(const Rotation<float>& w, Index head, Index key_h
   }
 }
 
-/// One query of one head, whose parts lie one behind the other.
+/// One query of one head, whose parts lie one behind the other. Threads with a channel share its
+/// parts: each has so many, all under way together.
 template <class = void>  // so that two units of a program may have it
 __device__ void attention_parts(const float* from, const AttentionShape& shape, Index used,
                                 Index head, Index row, const View<float>& o,
                                 const View<float>& lse) {
-  const Index d = shape.head_dim, c = threadIdx.x;
-  static_assert(most_head_dim <= decode_threads && most_decode_parts <= decode_threads);
-  __shared__ float shares[most_decode_parts];
-  const float mine = c < used ? from[c * (d + 2) + d + 1] : -INFINITY;
-  const float own_sum = c < used ? from[c * (d + 2) + d] : 0.0f;
-  float outs[most_decode_parts];  // all under way together
+  constexpr int sharing = decode_threads / most_head_dim, own = most_decode_parts / sharing;
+  static_assert(most_decode_parts <= decode_threads);
+  const auto d = static_cast<int>(shape.head_dim), count = static_cast<int>(used);
+  const int t = static_cast<int>(threadIdx.x), c = t % int{most_head_dim};
+  const int first = t / int{most_head_dim} * own;
+  __shared__ float shares[most_decode_parts], sums[most_head_dim];
+  const float mine = t < count ? from[t * (d + 2) + d + 1] : -INFINITY;
+  const float own_sum = t < count ? from[t * (d + 2) + d] : 0.0f;
+  float outs[own];
 #pragma unroll
-  for (int i = 0; i < most_decode_parts; ++i) {
-    outs[i] = c < d && i < used ? from[i * (d + 2) + c] : 0.0f;
+  for (int i = 0; i < own; ++i) {
+    outs[i] = c < d && first + i < count ? from[(first + i) * (d + 2) + c] : 0.0f;
   }
   const float most = block_max(mine), share = shrink_to(mine, most);
-  if (c < most_decode_parts) shares[c] = share;
+  if (t < most_decode_parts) shares[t] = share;
   const float sum = block_sum(share * own_sum);  // waits for the shares, too
   float out = 0;
 #pragma unroll
-  for (int i = 0; i < most_decode_parts; ++i) out += shares[i] * outs[i];
-  if (c < d) o(row, head * d + c) = out / sum;
-  if (c == 0 && !lse.empty()) lse(head, row) = most / log2_e + logf(sum);
+  for (int i = 0; i < own; ++i) out += shares[first + i] * outs[i];
+  static_assert(sharing == 2);
+  if (first > 0) sums[c] = out;
+  __syncthreads();
+  if (first == 0 && c < d) o(row, head * d + c) = (out + sums[c]) / sum;
+  if (t == 0 && !lse.empty()) lse(head, row) = most / log2_e + logf(sum);
 }
 
+/// A part of the keys of one head, by one block; the last puts all of them together.
 template <class Lanes, bool turns>
-__global__ void __launch_bounds__(decode_threads, Lanes::blocks)
+__global__ void __launch_bounds__(decode_threads, decode_blocks)
     attention_decode_kernel(View<const float> q, Cache<const bfloat16> keys,
                             Cache<const bfloat16> values, AttentionShape shape, Place place,
                             float* partial, unsigned* counters, View<float> o, View<float> lse,
                             Rotation<float> rotation) {
   let_next_begin();
   constexpr int lanes = Lanes::lanes, pieces = Lanes::pieces, ahead = Lanes::ahead;
-  constexpr Index across = decode_warps * Lanes::keys, step = across * ahead;
+  constexpr int across = decode_warps * Lanes::keys, step = across * ahead;
   __shared__ float warp_out[decode_warps][most_head_dim];
   __shared__ Partial warp_part[decode_warps];
   __shared__ TurnedToken turned[1];
   const Index head = blockIdx.y, key_head = head / (shape.heads / shape.key_heads);
-  const Index p = place.now() + blockIdx.z, d = shape.head_dim;
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const Index row = blockIdx.z, p = place.now() + row, d = shape.head_dim;
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const auto channel = [&](int i) { return 8 * (lane % lanes + i * lanes); };
   const Index each = decode_keys(shape, p, gridDim.x), seen = shape.first_key(p);
   const Index begin = seen + static_cast<Index>(blockIdx.x) * each;
   const bool has_own = begin <= p && begin + each > p;  // the query's own key, which comes last
   const Index end = begin + each <= p ? begin + each : p;
-  const Index start = static_cast<Index>(static_cast<std::uint64_t>(begin) %
-                                         static_cast<std::uint64_t>(keys.slots));
+  const auto start =
+      static_cast<int>(static_cast<std::uint64_t>(begin) % static_cast<std::uint64_t>(keys.slots));
   Eight<bfloat16> key[ahead][pieces], value[ahead][pieces];
-  const auto ask = [&](const Cache<const bfloat16>& cache, Eight<bfloat16>(&to)[pieces], Index i) {
-    const Index slot = start + i < keys.slots ? start + i : start + i - keys.slots;
-    const bfloat16* const at = cache.data + (key_head * keys.slots + slot) * d;
+  // Few registers are left: what is a key's number, or an element's in a head, is an int.
+  const int count = end > begin ? static_cast<int>(end - begin) : 0;
+  const auto slots = static_cast<int>(keys.slots), size = static_cast<int>(d);
+  const bfloat16* const keys_at = keys.data + key_head * keys.slots * d + channel(0);
+  const bfloat16* const values_at = values.data + key_head * keys.slots * d + channel(0);
+  const auto ask = [&](const bfloat16* from, Eight<bfloat16>(&to)[pieces], int i) {
+    const int slot = start + i < slots ? start + i : start + i - slots;
+    const bfloat16* const at = from + slot * size;
 #pragma unroll
     for (int j = 0; j < pieces; ++j) {
-      to[j] = load_eight<true>(at + channel(j), begin + i < end && channel(j) < d ? 8 : 0);
+      to[j] = load_eight<true>(at + 8 * lanes * j, i < count && channel(j) < size ? 8 : 0);
     }
   };
-  const Index own = warp * Lanes::keys + lane / lanes;
+  const int own = warp * Lanes::keys + lane / lanes;
   const auto ask_first = [&] {
 #pragma unroll
     for (int n = 0; n < ahead; ++n) {
-      ask(keys, key[n], own + n * across);
-      ask(values, value[n], own + n * across);
+      ask(keys_at, key[n], own + n * across);
+      ask(values_at, value[n], own + n * across);
     }
   };
   Pack<float, 4> scale_of_norm = {};
@@ -195,9 +209,16 @@ __global__ void __launch_bounds__(decode_threads, Lanes::blocks)
   }
   const bool are_there = turns || end <= place.now();  // else this step stores them first
   if (are_there) ask_first();
+  if (turns && thread < 2) {     // keys, and values, behind those: they are nearer then
+    constexpr int most = 32768;  // bytes, so that those of all blocks find room
+    const int keys_left = (count < slots - start ? count : slots - start) - step;
+    const Index at = (key_head * keys.slots + start + step) * d;
+    const int bytes = keys_left * size * int{sizeof(bfloat16)};
+    bring_nearer((thread == 0 ? keys : values).data + at, bytes < most ? bytes : most);
+  }
   wait_for_previous();
   if (!are_there) ask_first();
-  const float* query_at = q.row(blockIdx.z) + head * d;
+  const float* query_at = q.row(row) + head * d;
   if constexpr (turns) {
     turn_and_store(rotation, head, key_head, blockIdx.x == 0, has_own,
                    head % (shape.heads / shape.key_heads) == 0, scale_of_norm, turned[0]);
@@ -242,15 +263,15 @@ __global__ void __launch_bounds__(decode_threads, Lanes::blocks)
       for (int c = 0; c < 8; ++c) out[8 * i + c] += power * eight[c];
     }
   };
-  for (Index j = 0; begin + j < end; j += step) {
+  for (int j = 0; j < count; j += step) {
 #pragma unroll
     for (int n = 0; n < ahead; ++n) {
-      const Index i = own + j + n * across;
+      const int i = own + j + n * across;
       take(
-          begin + i < end, [&](int m, float(&to)[8]) { key[n][m].widen(to); },
+          i < count, [&](int m, float(&to)[8]) { key[n][m].widen(to); },
           [&](int m, float(&to)[8]) { value[n][m].widen(to); },
-          [&] { ask(keys, key[n], i + step); });
-      ask(values, value[n], i + step);
+          [&] { ask(keys_at, key[n], i + step); });
+      ask(values_at, value[n], i + step);
     }
   }
   if (has_own && warp == 0) {
@@ -285,10 +306,10 @@ __global__ void __launch_bounds__(decode_threads, Lanes::blocks)
   __syncthreads();
   float most = -INFINITY;
   for (const Partial& w : warp_part) most = fmaxf(most, w.most);
-  const Index which = static_cast<Index>(blockIdx.z) * shape.heads + head;
+  const Index which = row * shape.heads + head;
   float* const all = partial + which * gridDim.x * (d + 2);
   float* const to = all + blockIdx.x * (d + 2);
-  for (Index c = threadIdx.x; c < d + 2; c += decode_threads) {
+  for (Index c = thread; c < d + 2; c += decode_threads) {
     float total = 0;
     for (int w = 0; w < decode_warps; ++w) {
       const float share = shrink_to(warp_part[w].most, most);
@@ -297,15 +318,14 @@ __global__ void __launch_bounds__(decode_threads, Lanes::blocks)
     to[c] = c == d + 1 ? most : total;
   }
   if (!is_last_block(counters + which, gridDim.x)) return;
-  attention_parts(all, shape, (p - seen) / each + 1, head, blockIdx.z, o, lse);
+  attention_parts(all, shape, (p - seen) / each + 1, head, row, o, lse);
 }
 
 /// Among how many blocks the keys of a query and head are split: as many as the 132 SMs of an H200
 /// hold. Where the query stands does not matter, which only the GPU may know; some blocks may have
 /// no keys.
 inline Index decode_parts(const AttentionShape& shape, Index slots, Index rows) {
-  const Index blocks = with_decode_lanes(
-      shape.head_dim, []<class Lanes>(Lanes) { return Index{132} * Lanes::blocks; });
+  constexpr Index blocks = Index{132} * decode_blocks;
   Index parts = blocks / (shape.heads * rows);
   const Index most = blocks_for(slots < shape.window ? slots : shape.window, 64);
   if (parts > most) parts = most;
@@ -327,7 +347,8 @@ bool Launch<S>::attention_decode(Stream stream, View<const S> q, Cache<const bfl
                                  View<S> o, View<S> lse, void* scratch, unsigned* counters,
                                  const Rotation<S>* rotation) {
   if constexpr (std::is_same_v<S, float>) {
-    if (q.rows == 0 || shape.head_dim % 8 != 0 ||
+    constexpr Index most = std::numeric_limits<int>::max() / 2;  // elements of a head's keys
+    if (q.rows == 0 || shape.head_dim % 8 != 0 || keys.slots > most / shape.head_dim ||
         reinterpret_cast<std::uintptr_t>(keys.data) % 16 != 0 ||
         reinterpret_cast<std::uintptr_t>(values.data) % 16 != 0) {
       return false;

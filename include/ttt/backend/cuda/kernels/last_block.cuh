@@ -17,9 +17,10 @@ __device__ bool is_last_block(unsigned* counter, unsigned blocks) {
   __shared__ unsigned before[1];
   __syncthreads();
   if (threadIdx.x == 0) {  // what is a fence for one is one for all that wait for it
-    __threadfence();
-    before[0] = atomicInc(counter, blocks - 1);
-    __threadfence();
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+                 : "=r"(before[0])
+                 : "l"(counter), "r"(blocks - 1)
+                 : "memory");
   }
   __syncthreads();
   return before[0] == blocks - 1;

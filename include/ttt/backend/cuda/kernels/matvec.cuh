@@ -9,180 +9,13 @@
 /// before x is there: overlap.cuh. x, 4 · in bytes, is read or made by every block: matvec_x.cuh.
 #pragma once
 
+#include <ttt/backend/cuda/kernels/matvec_sums.cuh>
 #include <ttt/backend/cuda/kernels/matvec_x.cuh>
-#include <ttt/backend/cuda/kernels/overlap.cuh>
 #include <ttt/backend/cuda/kernels/tensor_cores.cuh>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 namespace {
-
-/// Eight neighbouring elements as they lie, and as floats.
-template <class Element>
-struct Eight;
-template <>
-struct Eight<bfloat16> {
-  uint4 raw;
-  __device__ void widen(float (&out)[8]) const {
-    const unsigned words[] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      out[2 * i] = __uint_as_float(words[i] << 16);
-      out[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-    }
-  }
-};
-template <>
-struct Eight<float> {
-  float4 low, high;
-  __device__ void widen(float (&out)[8]) const {
-    const float all[] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-    for (int i = 0; i < 8; ++i) out[i] = all[i];
-  }
-};
-
-/// Those at `at`, zeros from `count` on. Where they are `aligned`, they come in whole eights.
-template <bool aligned, class Element>
-__device__ Eight<Element> load_eight(const Element* at, Index count) {
-  Eight<Element> out = {};
-  if constexpr (aligned) {
-    if (count > 0) out = *reinterpret_cast<const Eight<Element>*>(at);
-  } else {
-    auto* const each = reinterpret_cast<Element*>(&out);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (i < count) each[i] = at[i];
-    }
-  }
-  return out;
-}
-
-/// Two blocks an SM leave room for all the loads that are in flight here. Unless it is told so, the
-/// compiler saves registers and waits for one load after the other.
-constexpr int matvec_threads = row_threads, matvec_warps = matvec_threads / 32, matvec_blocks = 2;
-
-/// Weights stored [in, out]: a block makes some columns. Threads side by side have eight each; the
-/// lines of such threads share the depth.
-template <int columns, bool is_aligned>
-struct StoredInOut {
-  static constexpr int each = columns;  // of a block
-
-  /// Whether this thread has a column, its place from `first` on, and for every weight the sum of
-  /// x[k] · w(k, column). Asks for weights, then waits for x.
-  template <int count, class Element, class X>
-  static __device__ bool sums(X& made, const View<const Element> (&w)[count], Index first,
-                              Index& col, float (&total)[count]) {
-    constexpr int across = columns / 8, lines = matvec_threads / across;
-    constexpr int ahead = sizeof(Element) > 2 ? 4 : 8;  // loads in flight
-    __shared__ float parts[count][matvec_warps][columns];
-    const int thread = static_cast<int>(threadIdx.x), line = thread / across;
-    const int mine = 8 * (thread % across);
-    const Index depth = w[0].rows, left = w[0].cols - first - mine;
-    Eight<Element> weights[ahead][count];
-    float factors[ahead];
-    const float* x = nullptr;
-    const auto ask = [&](int n, Index k) {
-#pragma unroll
-      for (int i = 0; i < count; ++i) {
-        weights[n][i] = load_eight<is_aligned>(w[i].data + k * w[i].stride + first + mine,
-                                               k < depth ? left : 0);
-      }
-    };
-    const auto ask_x = [&](int n, Index k) { factors[n] = k < depth ? x[k] : 0.0f; };
-#pragma unroll
-    for (int n = 0; n < ahead; ++n) ask(n, n * lines + line);
-    made.prepare();
-    wait_for_previous();
-    x = made.row();
-#pragma unroll
-    for (int n = 0; n < ahead; ++n) ask_x(n, n * lines + line);
-    float sum[count][8] = {};
-    for (Index k0 = 0; k0 < depth; k0 += ahead * lines) {
-#pragma unroll
-      for (int n = 0; n < ahead; ++n) {
-#pragma unroll
-        for (int i = 0; i < count; ++i) {
-          float eight[8];
-          weights[n][i].widen(eight);
-#pragma unroll
-          for (int j = 0; j < 8; ++j) sum[i][j] += factors[n] * eight[j];
-        }
-        ask(n, k0 + (ahead + n) * lines + line);
-        ask_x(n, k0 + (ahead + n) * lines + line);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < count; ++i) {
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-#pragma unroll
-        for (int apart = across; apart < 32; apart *= 2) {
-          sum[i][j] += shuffle_xor(sum[i][j], apart);
-        }
-        if (thread % 32 < across) parts[i][thread / 32][mine + j] = sum[i][j];
-      }
-    }
-    __syncthreads();
-    col = first + thread;
-    if (thread >= columns || col >= w[0].cols) return false;
-#pragma unroll
-    for (int i = 0; i < count; ++i) {
-      total[i] = 0;
-#pragma unroll
-      for (int warp = 0; warp < matvec_warps; ++warp) total[i] += parts[i][warp][thread];
-    }
-    return true;
-  }
-};
-
-/// Weights stored [out, in]: a warp a column.
-template <bool is_aligned>
-struct StoredOutIn {
-  static constexpr int each = matvec_warps;
-
-  template <int count, class Element, class X>
-  static __device__ bool sums(X& made, const View<const Element> (&w)[count], Index first,
-                              Index& col, float (&total)[count]) {
-    constexpr int ahead = sizeof(Element) > 2 ? 2 : count > 1 ? 4 : 8;
-    const Index lane = threadIdx.x % 32, depth = w[0].cols;
-    col = first + threadIdx.x / 32;
-    const Index left = col < w[0].rows ? depth : 0;
-    Eight<Element> weights[ahead][count];
-    const auto ask = [&](int n, Index k) {
-#pragma unroll
-      for (int i = 0; i < count; ++i) {
-        weights[n][i] = load_eight<is_aligned>(w[i].row(col) + k, left - k);
-      }
-    };
-#pragma unroll
-    for (int n = 0; n < ahead; ++n) ask(n, n * 256 + 8 * lane);
-    made.prepare();
-    wait_for_previous();
-    const float* const x = made.row();
-#pragma unroll
-    for (int i = 0; i < count; ++i) total[i] = 0;
-    for (Index k0 = 0; k0 < left; k0 += ahead * 256) {
-#pragma unroll
-      for (int n = 0; n < ahead; ++n) {
-        const Index k = k0 + n * 256 + 8 * lane;
-        float ours[8];
-        load_eight<is_aligned>(x + k, depth - k).widen(ours);
-#pragma unroll
-        for (int i = 0; i < count; ++i) {
-          float eight[8];
-          weights[n][i].widen(eight);
-#pragma unroll
-          for (int j = 0; j < 8; ++j) total[i] += ours[j] * eight[j];
-        }
-        ask(n, k + ahead * 256);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < count; ++i) total[i] = lanes_sum(total[i]);
-    return lane == 0 && col < w[0].rows;
-  }
-};
 
 /// What one x is multiplied with: weights that lie alike, results of any width. Each has the blocks
 /// from its first to the next one's.
@@ -372,7 +205,8 @@ bool Launch<S>::gated(Stream stream, View<const S> x, Weight<S> w1, Weight<S> w3
 template <class S>
 bool Launch<S>::makes(const SumAndNorm<S>& all) {
   if constexpr (std::is_same_v<S, float>) {
-    return fits_sum_and_norm(all) && all.sum.x.cols <= most_made;
+    return fits_sum_and_norm(all) && all.sum.x.cols <= most_made && scales_in_fours(all.norm) &&
+           (!all.sum.has_norm || scales_in_fours(all.sum.norm));
   }
   return false;
 }

@@ -13,6 +13,21 @@ namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 namespace {
 
+/// Some bytes on the way into shared memory; those that this thread asked for are there.
+template <int bytes>
+__device__ void ask_copy(void* to, const void* from) {
+  const auto at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  if constexpr (bytes == 16) {  // past the L1 cache
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from), "n"(bytes)
+                 : "memory");
+  }
+}
+__device__ inline void wait_for_asked() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
 /// Rows that lie in memory. Of each source: prepare() may only touch weights, row() comes behind
 /// wait_for_previous(), write_down() at the end; all are for whole blocks.
 struct GivenX {
@@ -26,6 +41,14 @@ struct GivenX {
     __device__ void write_down() const {}
   };
 };
+
+/// Whether a norm's factors can be copied four at a time.
+inline bool scales_in_fours(const Norm<float>& norm) {
+  const Weight<float>& w = norm.scale;
+  const bool are_neighbours = !w.transposed || w.stride == 1;
+  return w.data == nullptr ||
+         (are_neighbours && reinterpret_cast<std::uintptr_t>(w.data) % (w.narrow ? 8 : 16) == 0);
+}
 
 constexpr Index most_made = held_packs * Index{pack_size<float>} * row_threads;  // a row's elements
 
@@ -42,11 +65,12 @@ struct MadeX {
       sum_ = reinterpret_cast<float*>(rows[1]);
     }
 
-    /// The factors of the norms go where this thread will put what it makes with them.
+    /// The factors of the norms are on their way, as they lie, to where this thread will put what
+    /// it makes with them.
     __device__ void prepare() {
       for_own([&](int, Index j) {
-        put(made_, j, load_scales<pack>(all_.norm, j));
-        if (all_.sum.has_norm) put(sum_, j, load_scales<pack>(all_.sum.norm, j));
+        ask_scales(made_, j, all_.norm);
+        if (all_.sum.has_norm) ask_scales(sum_, j, all_.sum.norm);
       });
     }
 
@@ -61,15 +85,18 @@ struct MadeX {
       if (sum.has_norm) {
         sum_inverse_ = inverse_rms(row_sum<0>(sum_of_squares(width, x)), width, sum.norm.eps);
       }
+      wait_for_asked();
       for_own([&](int i, Index j) {
-        h[i] = residual_sum(sum.has_norm, h[i], x[i], sum_inverse_, own(sum_, j));
+        h[i] = residual_sum(sum.has_norm, h[i], x[i], sum_inverse_, scales(sum_, j, sum.norm));
         put(sum_, j, h[i]);
       });
       const float squares = row_sum<1>(sum_of_squares(width, h));
       // What was read has come, or there were no sum: no fence. Who has come is not asked yet.
       if (threadIdx.x == 0) before_ = atomicInc(all_.counters + row_, gridDim.x - 1);
       inverse_ = inverse_rms(squares, width, all_.norm.eps);
-      for_own([&](int i, Index j) { put(made_, j, scaled(h[i], inverse_, own(made_, j))); });
+      for_own([&](int i, Index j) {
+        put(made_, j, scaled(h[i], inverse_, scales(made_, j, all_.norm)));
+      });
       __syncthreads();
       return made_;
     }
@@ -98,6 +125,24 @@ struct MadeX {
     }
     static __device__ void put(float* to, Index j, const Pack<float, pack>& x) {
       put_pack(View<float>(to, 1, most_made), 0, j, x);
+    }
+    static __device__ void ask_scales(float* to, Index j, const Norm<float>& norm) {
+      const Weight<float>& w = norm.scale;
+      if (w.narrow) {
+        ask_copy<8>(to + j, static_cast<const bfloat16*>(w.data) + j);
+      } else if (w.data != nullptr) {
+        ask_copy<16>(to + j, static_cast<const float*>(w.data) + j);
+      }
+    }
+    static __device__ Pack<float, pack> scales(const float* from, Index j,
+                                               const Norm<float>& norm) {
+      if (norm.scale.data == nullptr) return {{1, 1, 1, 1}};
+      if (!norm.scale.narrow) return own(from, j);
+      const auto raw = *reinterpret_cast<const RawPack<bfloat16, pack>*>(from + j);
+      Pack<float, pack> out;
+#pragma unroll
+      for (int n = 0; n < pack; ++n) out.at[n] = element(&raw.at[n]);
+      return out;
     }
     static __device__ Pack<float, pack> own(const float* from, Index j) {
       return load_pack<float, pack>({View<const float>(from, 1, most_made), {}}, 0, j);

@@ -316,6 +316,16 @@ bool with_head_dim(Index d, const F& f) {
 /// Threads that share a row.
 constexpr unsigned row_threads = 256;
 
+/// The L2 cache is to have what lies there: the sector, or a multiple of sixteen bytes.
+__device__ inline void bring_nearer(const void* at) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+}
+__device__ inline void bring_nearer([[maybe_unused]] const void* at, [[maybe_unused]] int bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if (bytes > 0) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes));
+#endif
+}
+
 constexpr Index blocks_for(Index size, Index each) {
   return (size + each - 1) / each;
 }
