@@ -318,10 +318,31 @@ TEST_CASE("batch: documents move between batches, sessions and files") {
   pair.read(texts({C, C, 2 * C + 1, 0}, 18));
 
   // Another model's state is refused.
+  const auto before = session_of(other, 0, {});
   Session smaller(weights(), InnerLoop<Sgd>{.chunk = 4});
   CHECK(contains(thrown<Error>([&] { other.adopt(0, smaller.state()); }),
                  "batch: the state was made by a different model or learner"));
-  CHECK(same_state(session_of(other, 0, {}), session_of(other, 0, {})));
+  CHECK(same_state(session_of(other, 0, {}), before));
+}
+
+TEST_CASE("batch: a sampler's bad token costs no document its random numbers") {
+  struct Wild {
+    int* calls;
+    Token operator()(std::span<float>, Random& random) const {
+      static_cast<void>(random.uniform());
+      return ++*calls == 1 ? 1 : 61;
+    }
+  };
+  Batch batch(weights(), learner, 2, {.seed = 3});
+  batch.read(texts({5, 5}, 30));
+  const auto first = batch.state(0), second = batch.state(1);
+  int calls = 0;
+  CHECK(contains(thrown<Error>([&] { batch.generate(1, Wild{&calls}); }),
+                 "read: token 61 at index 0 of document 1 is outside the vocabulary of 61"));
+  CHECK(calls == 2);
+  CHECK(batch.state(0).random == first.random);
+  CHECK(batch.state(1).random == second.random);
+  CHECK(batch.counters(0).tokens == 5);
 }
 
 TEST_CASE("batch: what is refused changes nothing") {
@@ -337,18 +358,18 @@ TEST_CASE("batch: what is refused changes nothing") {
     pair.check_states();
   };
   auto& batch = pair.together;
-  refused("likeliest: sequence 0 has read nothing yet", [&] { batch.likeliest(); });
-  refused("generate: sequence 0 has read nothing yet", [&] { batch.generate(3, Greedy{}); });
+  refused("likeliest: document 0 has read nothing yet", [&] { batch.likeliest(); });
+  refused("generate: document 0 has read nothing yet", [&] { batch.generate(3, Greedy{}); });
   pair.read(texts({C + 2, 0}, 19));
-  refused("logits: sequence 1 has read nothing yet", [&] { batch.logits(1); });
-  refused("read: 3 texts for a batch of 2 sequences", [&] { batch.read(texts({1, 1, 1})); });
-  refused("read: token 61 at index 1 of sequence 1 is outside the vocabulary of 61", [&] {
+  refused("logits: document 1 has read nothing yet", [&] { batch.logits(1); });
+  refused("read: 3 texts for a batch of 2 documents", [&] { batch.read(texts({1, 1, 1})); });
+  refused("read: token 61 at index 1 of document 1 is outside the vocabulary of 61", [&] {
     batch.read(Texts{{1}, {2, 61}});
   });
-  refused("read: token -1 at index 0 of sequence 0 is outside", [&] {
+  refused("read: token -1 at index 0 of document 0 is outside", [&] {
     batch.step(std::vector<Token>{-1, 1});
   });
-  refused("read: 7 more tokens of sequence 0 would exceed max_tokens = 16", [&] {
+  refused("read: 7 more tokens of document 0 would exceed max_tokens = 16", [&] {
     batch.read(texts({7, 1}));
   });
   const std::vector<std::uint8_t> mask{1, 1};
@@ -356,14 +377,14 @@ TEST_CASE("batch: what is refused changes nothing") {
   refused("read: 1 loss masks for a batch of 2", [&] {
     batch.read(texts({2, 2}), {.loss_masks = std::span(masks).first(1)});
   });
-  refused("read: the loss mask of sequence 1 has 2 entries for 3 tokens", [&] {
+  refused("read: the loss mask of document 1 has 2 entries for 3 tokens", [&] {
     batch.read(texts({2, 3}), {.loss_masks = masks});
   });
-  refused("batch: there is no sequence 2 of 2", [&] { batch.logits(2); });
-  refused("batch: there is no sequence -1 of 2", [&] { (void)batch.state(-1); });
+  refused("batch: there is no document 2 of 2", [&] { batch.logits(2); });
+  refused("batch: there is no document -1 of 2", [&] { (void)batch.state(-1); });
   for (const Index wrong : {Index{0}, Index{-1}, Index{5000}, Index{1} << 62}) {
     CHECK(contains(thrown<Error>([&] { Batch(weights(), learner, wrong); }),
-                   "batch: " + std::to_string(wrong) + " sequences, expected from 1 to 4096"));
+                   "batch: " + std::to_string(wrong) + " documents, expected from 1 to 4096"));
   }
   // Sizes that only together fit no memory.
   CHECK(contains(thrown<Error>([&] {
@@ -373,9 +394,11 @@ TEST_CASE("batch: what is refused changes nothing") {
                  "out of memory"));
 
   pair.read(texts({0, 2 * C}, 20));
-  // A generation that outgrows max_tokens keeps what it made until then.
-  const std::string why = thrown<Error>([&] { batch.generate(20, Greedy{}); });
-  CHECK(contains(why, "would exceed max_tokens = 16"));
+  // A generation ends each document where it is full.
+  const auto made = batch.generate(20, Greedy{});
+  CHECK(std::ssize(made[0]) == 2 * C - (C + 2));
+  CHECK(made[1].empty());
+  CHECK(batch.counters(0).tokens == 2 * C);
 }
 
 namespace {
@@ -406,7 +429,7 @@ TEST_CASE("batch: a score that is not finite fails the round for all of them") {
     Texts bad = more;
     bad[1][2] = 60;
     const std::string why = thrown<NonFiniteError>([&] { batch.read(bad); });
-    CHECK(contains(why, "of sequence 1 is not a finite number"));
+    CHECK(contains(why, "of document 1 is not a finite number"));
     pair.check_states();
   }
   SUBCASE("in a later one") {

@@ -59,6 +59,103 @@ struct Narrows : Rounds {
   }
 };
 
+/// Rounds what products only multiply: where it is made, into half the memory, or as it lies.
+template <bool in_place>
+struct RoundsFactors : Narrows {
+  using In = View<const float>;
+  using Out = View<float>;
+  using To = Factor<float>;
+  using N = Norm<float>;
+
+  static constexpr bool rounds(Index rows, Index cols) { return rows > 2 && cols % 2 == 0; }
+  static constexpr bool rounds_factors(Index rows, Index cols) requires(!in_place) {
+    return rounds(rows, cols);
+  }
+
+  /// Calls f with a place for the values of a result, then rounds them.
+  template <class F>
+  static void make(const To& y, const F& f) {
+    std::vector<float> memory(y.narrow ? static_cast<std::size_t>(y.shape().size()) : 0);
+    const Out values = y.narrow ? Out(memory.data(), y.rows, y.cols) : y.values();
+    f(values);
+    if (y.empty() || !rounds(y.rows, y.cols)) return;
+    for (Index i = 0; i < y.rows; ++i) {
+      for (Index j = 0; j < y.cols; ++j) {
+        const bfloat16 rounded(values(i, j));
+        if (y.narrow) {
+          y.rounded()(i, j) = rounded;
+        } else {
+          values(i, j) = float(rounded);
+        }
+      }
+    }
+  }
+  /// Calls f with the values of a factor.
+  template <class F>
+  static void with(const Factor<const float>& x, const F& f) {
+    if (!x.narrow) return f(x.values());
+    std::vector<float> values;
+    for (Index i = 0; i < x.rows; ++i) {
+      for (Index j = 0; j < x.cols; ++j) values.push_back(float(x.rounded()(i, j)));
+    }
+    f(In(values.data(), x.rows, x.cols));
+  }
+
+  using Narrows::head_norm_rope_backward, Narrows::head_norm_rope_backward_tangent;
+  using Narrows::matmul, Narrows::matmul_gradient, Narrows::rms_norm, Narrows::rms_norm_backward;
+  using Narrows::rms_norm_backward_tangent, Narrows::rms_norm_tangent, Narrows::swiglu;
+  using Narrows::swiglu_backward, Narrows::swiglu_backward_tangent, Narrows::swiglu_tangent;
+  void matmul(Factor<const float> x, Weight<float> w, Out y, Write write) const {
+    with(x, [&](In values) { matmul(values, w, y, write); });
+  }
+  void matmul_gradient(Factor<const float> x, Factor<const float> dy, Out dw, Write write) const {
+    with(x, [&](In left) { with(dy, [&](In right) { matmul_gradient(left, right, dw, write); }); });
+  }
+  void rms_norm(In x, N norm, To y, Out inverse) const {
+    make(y, [&](Out to) { rms_norm(x, norm, to, inverse); });
+  }
+  void rms_norm_tangent(In x, In tx, N norm, In inverse, In th, To ty, Out tinverse) const {
+    make(ty, [&](Out to) { rms_norm_tangent(x, tx, norm, inverse, th, to, tinverse); });
+  }
+  void rms_norm_backward(In x, N norm, In inverse, In dy, To dx, Write write, Out dscale) const {
+    make(dx, [&](Out to) { rms_norm_backward(x, norm, inverse, dy, to, write, dscale); });
+  }
+  void rms_norm_backward_tangent(In x, In tx, N norm, In inverse, In tinverse, In dy, In tdy,
+                                 To tdx, Write write, Out dscale) const {
+    make(tdx, [&](Out to) {
+      rms_norm_backward_tangent(x, tx, norm, inverse, tinverse, dy, tdy, to, write, dscale);
+    });
+  }
+  void head_norm_rope_backward(In x, N norm, In inverse, In angles, RopeLayout layout, In dy, To dx,
+                               Out dscale) const {
+    make(dx, [&](Out to) {
+      head_norm_rope_backward(x, norm, inverse, angles, layout, dy, to, dscale);
+    });
+  }
+  void head_norm_rope_backward_tangent(In x, In tx, N norm, In inverse, In tinverse, In angles,
+                                       RopeLayout layout, In dy, In tdy, To tdx, Out dscale) const {
+    make(tdx, [&](Out to) {
+      head_norm_rope_backward_tangent(x, tx, norm, inverse, tinverse, angles, layout, dy, tdy, to,
+                                      dscale);
+    });
+  }
+  void swiglu(In gate, In up, To out) const {
+    make(out, [&](Out to) { swiglu(gate, up, to); });
+  }
+  void swiglu_tangent(In gate, In tgate, In up, In tup, To tout) const {
+    make(tout, [&](Out to) { swiglu_tangent(gate, tgate, up, tup, to); });
+  }
+  void swiglu_backward(In gate, In up, In dout, To dgate, To dup) const {
+    make(dgate, [&](Out a) { make(dup, [&](Out b) { swiglu_backward(gate, up, dout, a, b); }); });
+  }
+  void swiglu_backward_tangent(In gate, In tgate, In up, In tup, In dout, In tdout, To tdgate,
+                               To tdup) const {
+    make(tdgate, [&](Out a) {
+      make(tdup, [&](Out b) { swiglu_backward_tangent(gate, tgate, up, tup, dout, tdout, a, b); });
+    });
+  }
+};
+
 /// A step that is made of another and does not round.
 struct Decaying : Sgd {
   template <Backend B>
@@ -189,4 +286,45 @@ TEST_CASE("narrow: a batch counts its copies beforehand") {
   batch.read({random_tokens(9), {}, {}});
   CHECK(Narrows::copies == 2 * 3 * learned);
   CHECK(Narrows::bytes == planned);
+}
+
+TEST_CASE("narrow: factors that are made rounded give the bits of those that are rounded later") {
+  const InnerLoop<Sgd> learner{.chunk = 4, .clip = 0.3f};
+  constexpr Index batch = 3, length = 16;
+  for (const Index stacked : {1, 2}) {
+    for (const Keep keep : {Keep::all(), Keep{1}}) {
+      for (const bool recompute : {false, true}) {
+        CAPTURE(stacked);
+        CAPTURE(keep.chunks);
+        CAPTURE(recompute);
+        const MetaOptions options{.keep = keep, .recompute = recompute, .stacked = stacked};
+        Problem<Tiny, RoundsFactors<false>, InnerLoop<Sgd>> made(tiny(), learner, length, batch,
+                                                                 options);
+        Problem<Tiny, RoundsFactors<true>, InnerLoop<Sgd>> later(tiny(), learner, length, batch,
+                                                                 options);
+        std::vector<float> want, got;
+        CHECK(made.loss(got).loss == later.loss(want).loss);
+        CHECK(got == want);
+      }
+    }
+  }
+  const auto tokens = random_tokens(45), more = random_tokens(20);
+  const auto read = [&](const auto& backend) {
+    const auto weights = initialise<Tiny>(tiny(), backend, 5, 0.4);
+    Session session(weights, InnerLoop<Sgd>{.chunk = 7, .clip = 0.3f});
+    auto nll = session.read(tokens).nll;
+    nll.erase(nll.begin());
+    for (const Token& token : more) nll.push_back(session.read({&token, 1}).nll[0]);
+    return nll;
+  };
+  CHECK(read(RoundsFactors<false>()) == read(RoundsFactors<true>()));
+}
+
+TEST_CASE("narrow: a rounded factor cannot be had as scalars") {
+  std::vector<float> memory(12);
+  const Factor<float> rounded(View<float>(memory.data(), 3, 4), 8);
+  CHECK(rounded.narrow);
+  CHECK(rounded.rows_at(1, 2).rounded().data == rounded.rounded().row(1));
+  CHECK_THROWS_AS(static_cast<void>(View<float>(rounded)), Error);
+  CHECK(rounded.values().empty());
 }

@@ -109,7 +109,8 @@ struct Weight {
 
 /// A matrix that products multiply and nobody else reads, one row a token, in memory somebody else
 /// owns: of the arithmetic's own type or, where a backend's products round what they multiply, in
-/// bfloat16 already (docs/numerics.md). Copying copies the view.
+/// bfloat16 already (docs/numerics.md); then it cannot be had as a View, and asking for one throws.
+/// Copying copies the view.
 template <class T>
 struct Factor {
   using Scalar = std::remove_const_t<T>;
@@ -176,7 +177,7 @@ struct Factor {
   static constexpr Index scalar_size = sizeof(T), narrow_size = sizeof(bfloat16);
 
   constexpr View<T> scalars() const {
-    TTT_ASSERT(!narrow);
+    if (narrow) detail::fail("Factor: it is stored in bfloat16, and cannot be read as scalars");
     return values();
   }
 };

@@ -24,17 +24,17 @@ namespace ttt::inline TTT_ABI {
 
 /// Options of one read of a batch. Everything referred to must outlive the call, nothing longer.
 struct BatchReadOptions {
-  /// One a sequence, each with one entry a token, 0 to leave it out of the loss; or none at all.
+  /// One a document, each with one entry a token, 0 to leave it out of the loss; or none at all.
   std::span<const std::span<const std::uint8_t>> loss_masks = {};
   std::stop_token stop = {};  // checked before every round
 };
 
 /// Options of one generation by a batch; see GenerateOptions.
 struct BatchGenerateOptions {
-  std::span<const Token> stop_tokens = {};  // consumed, not returned; that sequence ends
-  float repetition_penalty = 1.0f;          // of what the sequence itself has made in this call
-  std::optional<std::uint64_t> seed = {};   // sequence i's random numbers begin at seed + i
-  FunctionRef<void(Index sequence, Token token)> on_token = {};
+  std::span<const Token> stop_tokens = {};  // consumed, not returned; that document ends
+  float repetition_penalty = 1.0f;          // of what the document itself has made in this call
+  std::optional<std::uint64_t> seed = {};   // document i's random numbers begin at seed + i
+  FunctionRef<void(Index document, Token token)> on_token = {};
   std::stop_token stop = {};
 };
 
@@ -67,7 +67,9 @@ class Batch {
   using Report = ReadReport<Scalar>;
 
   /// So many documents, not begun; the random numbers of document i begin at options.seed + i.
-  /// Nothing is read ahead: options.read_ahead is for states to fit sessions of the same value.
+  /// Nothing is read ahead: options.read_ahead is for states to fit sessions of the same value. All
+  /// memory is taken here, but for the weights that learn, of all documents: when the first learns,
+  /// or when one that has is adopted.
   /// Throws Error when the learner does not suit the model, a size is missing, or memory runs out.
   Batch(WeightsType weights, LearnerType learner, Index sequences, SessionOptions options = {})
       : reader_(
@@ -119,7 +121,8 @@ class Batch {
 
   /// Logits of document i's next token; the span is good until the document changes. What is not
   /// known yet is computed for all documents that have begun, in one pass. Throws when this one has
-  /// not, NonFiniteError when a logit is not finite.
+  /// not, NonFiniteError when a logit of any of them is not finite (state() and reset() take such a
+  /// document out).
   std::span<const Scalar> logits(Index i) {
     check_begun("logits", check_index(i));
     reader_->evaluate(begun(), "logits");
@@ -146,8 +149,8 @@ class Batch {
   }
 
   /// Continues every document by up to `count` tokens, one of each a pass, each consumed as if it
-  /// had been read. A document ends early at a stop token, and the others go on. Throws as read()
-  /// does; tokens made until then stay consumed.
+  /// had been read. A document ends early at a stop token or at max_tokens, and the others go on.
+  /// Throws as read() does; tokens made until then stay consumed.
   template <class S = Temperature>
   std::vector<std::vector<Token>> generate(Index count, const S& sampler = {},
                                            const BatchGenerateOptions& options = {}) {
@@ -166,16 +169,34 @@ class Batch {
     std::vector<std::vector<Token>> made(active.size());
     std::vector<Token> tokens(active.size());
     std::vector<float> scratch;
-    for (Index n = 0; n < count && !active.empty() && !options.stop.stop_requested(); ++n) {
+    std::vector<Random> random(active.size());
+    for (Index n = 0; n < count && !options.stop.stop_requested(); ++n) {
+      std::erase_if(active,
+                    [&](Index i) { return counters(i).tokens >= documents().plan().most_tokens; });
+      if (active.empty()) break;
       reader_->evaluate(active, "generate");
       std::vector<Text> work(made.size());
       for (const Index i : active) {
         const auto at = static_cast<std::size_t>(i);
-        tokens[at] = next_token(i, sampler, made[at], options.repetition_penalty, scratch);
+        random[at] = documents()[i].state.random;
+        tokens[at] =
+            next_token(i, sampler, made[at], options.repetition_penalty, random[at], scratch);
         check_text(i, {&tokens[at], 1});
         work[at] = {&tokens[at], 1};
       }
-      consume(work, {});
+      const auto keep_random = [&] {  // of those whose tokens are consumed
+        for (const Index i : active) {
+          const auto at = static_cast<std::size_t>(i);
+          if (work[at].left == 0) documents()[i].state.random = random[at];
+        }
+      };
+      try {
+        consume(work, {});
+      } catch (...) {
+        keep_random();
+        throw;
+      }
+      keep_random();
       std::erase_if(active, [&](Index i) {
         return std::ranges::count(options.stop_tokens, tokens[static_cast<std::size_t>(i)]) > 0;
       });
@@ -194,8 +215,8 @@ class Batch {
 
   /// Document i's state, for a session or another batch to adopt. Costs a copy.
   State state(Index i) const { return documents().state(check_index(i)); }
-  /// Replaces it by a copy of one made elsewhere. Throws Error unless its sizes are this batch's;
-  /// then nothing has changed.
+  /// Replaces it by a copy of one of a session or batch with the same weights. Throws Error unless
+  /// its sizes are this batch's, or when memory runs out; then nothing has changed.
   void adopt(Index i, const State& state) { documents().adopt(check_index(i), state); }
   /// Forgets document i, or all.
   void reset(Index i) { documents().reset(check_index(i)); }
@@ -210,14 +231,14 @@ class Batch {
  private:
   Index check_index(Index i) const {
     if (i < 0 || i >= size()) {
-      detail::fail("batch: there is no sequence " + std::to_string(i) + " of " +
+      detail::fail("batch: there is no document " + std::to_string(i) + " of " +
                    std::to_string(size()));
     }
     return i;
   }
   void check_begun(const char* who, Index i) const {
     if (counters(i).tokens > 0) return;
-    detail::fail(std::string(who) + ": sequence " + std::to_string(i) + " has read nothing yet");
+    detail::fail(std::string(who) + ": document " + std::to_string(i) + " has read nothing yet");
   }
   std::vector<Index> begun() const {
     std::vector<Index> all;
@@ -236,16 +257,16 @@ class Batch {
     const auto& masks = options.loss_masks;
     if (texts.size() != sequences) {
       detail::fail("read: " + std::to_string(texts.size()) + " texts for a batch of " +
-                   std::to_string(size()) + " sequences");
+                   std::to_string(size()) + " documents");
     }
     if (!masks.empty() && masks.size() != sequences) {
       detail::fail("read: " + std::to_string(masks.size()) + " loss masks for a batch of " +
-                   std::to_string(size()) + " sequences");
+                   std::to_string(size()) + " documents");
     }
     for (std::size_t i = 0; i < sequences; ++i) {
       check_text(static_cast<Index>(i), texts[i]);
       if (masks.empty() || masks[i].size() == texts[i].size()) continue;
-      detail::fail("read: the loss mask of sequence " + std::to_string(i) + " has " +
+      detail::fail("read: the loss mask of document " + std::to_string(i) + " has " +
                    std::to_string(masks[i].size()) + " entries for " +
                    std::to_string(texts[i].size()) + " tokens");
     }
@@ -255,12 +276,12 @@ class Batch {
     for (std::size_t t = 0; t < tokens.size(); ++t) {
       if (tokens[t] >= 0 && tokens[t] < vocabulary) continue;
       detail::fail("read: token " + std::to_string(tokens[t]) + " at index " + std::to_string(t) +
-                   " of sequence " + std::to_string(i) + " is outside the vocabulary of " +
+                   " of document " + std::to_string(i) + " is outside the vocabulary of " +
                    std::to_string(vocabulary));
     }
     const Index most = documents().plan().most_tokens;
     if (std::ssize(tokens) > most - counters(i).tokens) {
-      detail::fail("read: " + std::to_string(tokens.size()) + " more tokens of sequence " +
+      detail::fail("read: " + std::to_string(tokens.size()) + " more tokens of document " +
                    std::to_string(i) + " would exceed max_tokens = " + std::to_string(most));
     }
   }
@@ -276,18 +297,23 @@ class Batch {
       while (!stop.stop_requested() && reader_->advance(work, frozen_)) {
       }
     } catch (const std::exception& error) {
-      const Index done = total - left();
-      if (done == 0) throw;
-      std::throw_with_nested(ReadError("ttt: read: stopped after " + std::to_string(done) +
-                                           " tokens of " + std::to_string(total) + ": " +
-                                           error.what(),
-                                       done));
+      tell(total - left(), total, error.what());
+    } catch (...) {
+      tell(total - left(), total, "an exception of unknown type");
     }
+  }
+
+  /// Inside a handler: throws again, with how far it came if it came anywhere.
+  [[noreturn]] static void tell(Index done, Index total, const std::string& why) {
+    if (done == 0) throw;
+    std::throw_with_nested(ReadError("ttt: read: stopped after " + std::to_string(done) +
+                                         " tokens of " + std::to_string(total) + ": " + why,
+                                     done));
   }
 
   template <class S>
   Token next_token(Index i, const S& sampler, std::span<const Token> made, float penalty,
-                   std::vector<float>& scratch) {
+                   Random& random, std::vector<float>& scratch) {
     if constexpr (std::is_same_v<S, Greedy>) {
       if (penalty == 1.0f) return reader_->likeliest(i);
     }
@@ -295,7 +321,7 @@ class Batch {
     scratch.resize(all.size());
     std::ranges::transform(all, scratch.begin(), [](Scalar x) { return static_cast<float>(x); });
     detail::penalise(made, penalty, scratch);
-    return sampler(std::span<float>(scratch), documents()[i].state.random);
+    return sampler(std::span<float>(scratch), random);
   }
 
   auto& documents() { return reader_->documents(); }

@@ -72,7 +72,7 @@ class BatchDocuments {
                    const SessionOptions& options) {
     constexpr Index most = 4096;
     if (sequences < 1 || sequences > most) {
-      fail("batch: " + std::to_string(sequences) + " sequences, expected from 1 to " +
+      fail("batch: " + std::to_string(sequences) + " documents, expected from 1 to " +
            std::to_string(most));
     }
     const Plan plan(weights, learner, options);
@@ -121,7 +121,9 @@ class BatchDocuments {
   /// changed.
   void adopt(Index i, const State& state) {
     if (!fits(plan_, state, weights_.config().vocabulary, plan_.most_tokens)) {
-      fail("batch: the state was made by a different model or learner");
+      fail(
+          "batch: the state was made by a different model or learner, or with another "
+          "read_ahead or max_tokens");
     }
     if (state.learned_size > 0) fast_.own();
     State own = begin(i);

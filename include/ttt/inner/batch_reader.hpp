@@ -123,7 +123,7 @@ class BatchReader {
     for (std::size_t s = 0; s < group_.size(); ++s) {
       if (std::isfinite(nexts_[s].log_sum)) continue;
       forget();
-      fail<NonFiniteError>(std::string(who) + ": a logit of sequence " + std::to_string(group_[s]) +
+      fail<NonFiniteError>(std::string(who) + ": a logit of document " + std::to_string(group_[s]) +
                            " is not finite");
     }
     for (std::size_t s = 0; s < group_.size(); ++s) {
@@ -248,7 +248,7 @@ class BatchReader {
         if (std::isfinite(nll[static_cast<std::size_t>(part.first + row)])) continue;
         forget();
         fail<NonFiniteError>("read: the score of the token at position " +
-                             std::to_string(part.position + row + 1) + " of sequence " +
+                             std::to_string(part.position + row + 1) + " of document " +
                              std::to_string(part.place) + " is not a finite number");
       }
     }

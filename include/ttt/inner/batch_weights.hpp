@@ -85,23 +85,13 @@ class BatchWeights {
   void own() {
     if (owned_) return;
     learned_ = backend().template allocate<Scalar>(sequences_ * plan_.learned_size());
+    for (Index place = 0; place < sequences_; ++place) begin(place);
     owned_ = true;
-    for (Index place = 0; place < sequences_; ++place) start(place);
   }
 
   /// A document begins: the model's own weights and empty slots.
   void start(Index place) {
-    if (!owned_) return;
-    each_learned(
-        [&](Index at, bool turned, Shape shape, const Weight<Scalar>& leaf) {
-          backend().widen(turned ? leaf.transpose() : leaf,
-                          View<Scalar>(vector(0, place) + at, shape.rows, shape.cols));
-        },
-        weights_.parameters());
-    for (Index i = 1; i <= plan_.slots; ++i) {
-      backend().fill(Scalar(0), vector(i, place), plan_.learned);
-    }
-    narrow(place);
+    if (owned_) begin(place);
   }
 
   /// One step of the learner along a document's gradient, and its entry in the counters.
@@ -157,6 +147,19 @@ class BatchWeights {
   };
 
   const B& backend() const { return weights_.backend(); }
+
+  void begin(Index place) {
+    each_learned(
+        [&](Index at, bool turned, Shape shape, const Weight<Scalar>& leaf) {
+          backend().widen(turned ? leaf.transpose() : leaf,
+                          View<Scalar>(vector(0, place) + at, shape.rows, shape.cols));
+        },
+        weights_.parameters());
+    for (Index i = 1; i <= plan_.slots; ++i) {
+      backend().fill(Scalar(0), vector(i, place), plan_.learned);
+    }
+    narrow(place);
+  }
 
   /// The weights of a place, then its slots.
   Scalar* vector(Index i, Index place) {

@@ -72,7 +72,9 @@ class Reader {
   /// session's; then nothing has changed.
   void adopt(State state) {
     if (!fits(plan_, state, weights_.config().vocabulary, plan_.most_tokens)) {
-      fail("session: the state was made by a different model or learner");
+      fail(
+          "session: the state was made by a different model or learner, or with another "
+          "read_ahead or max_tokens");
     }
     reserve(state);
     pass_.forget();  // it writes into the old state

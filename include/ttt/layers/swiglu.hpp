@@ -13,7 +13,7 @@ namespace ttt::inline TTT_ABI {
 /// y = (silu(x · w1) ∘ (x · w3)) · w2. Stores nothing but its sizes.
 class SwiGLU {
  public:
-  static constexpr bool takes_factors = true;
+  static constexpr bool takes_factors = true;  // see Residual; what derives from it says so too
 
   template <class T>
   struct Parameters {

@@ -20,8 +20,9 @@ namespace detail {
 /// narrows, products read rounded copies, of weights and of the directions they move in, and of the
 /// segment's weights nothing else is kept: only those at work are there in scalars.
 ///
-/// All but two of those copies lies in a workspace, in the order it is made: what a segment at work
-/// takes there lies above the beginnings of it and of those before it, and is given back with it.
+/// All of it lies in a workspace but two of those copies, the first place's and the directions', in
+/// the order it is made: what a segment at work takes there lies above the beginnings of it and of
+/// those before it, and is given back with it.
 template <class Model, class B, class LearnerType>
 class InnerStates {
   using Scalar = typename B::Scalar;

@@ -62,7 +62,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   using CacheIn = Cache<const CacheScalar>;
   using Keys = detail::KeysAndValues<S, CacheScalar>;
   using Logits = detail::Logits<S, fast>;
-  using Places = detail::Places<S>;
+  using Results = detail::Results<S>;
 
  public:
   static constexpr Index most_head_dim = detail::most_head_dim;
@@ -114,10 +114,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
 
   // ---- products ---------------------------------------------------------------------------------
 
-  /// Whether what products multiply, of that shape, is to be in bfloat16 already.
-  static constexpr bool rounds_factors(Index rows, Index cols) requires(fast) {
-    return Queue::rounds(rows, cols);
-  }
+  using Queue::rounds_factors;
   void matmul(Weight<S> x, Weight<S> w, Out y, Write write) const { product(x, w, y, write); }
   void matmul_gradient(Weight<S> x, Weight<S> dy, Out dw, Write write) const {
     product(x.transpose(), dy, dw, write);
@@ -150,7 +147,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
     norm_backward(false, {x, {}}, norm, {inverse, {}}, {dy, {}}, dx, write, dscale);
   }
   void rms_norm_tangent(In x, In tx, Norm<S> norm, In, In th, To ty, Out tinverse) const {
-    rounding({ty}, {tinverse}, [&](const Places& to) {
+    rounding({ty}, {tinverse}, [&](const Results& to) {
       Launch::rms_norm(device_->stream(), true, {x, tx}, norm, {{}, th}, to, tinverse);
     });
   }
@@ -185,24 +182,24 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
                    tdscale);
   }
   void swiglu(In gate, In up, To out) const {
-    rounding({out}, {}, [&](const Places& to) {
+    rounding({out}, {}, [&](const Results& to) {
       Launch::swiglu(device_->stream(), false, {gate, {}}, {up, {}}, to);
     });
   }
   void swiglu_backward(In gate, In up, In dout, To dgate, To dup) const {
-    rounding({dgate, dup}, {}, [&](const Places& to_gate, const Places& to_up) {
+    rounding({dgate, dup}, {}, [&](const Results& to_gate, const Results& to_up) {
       Launch::swiglu_backward(device_->stream(), false, {gate, {}}, {up, {}}, {dout, {}}, to_gate,
                               to_up);
     });
   }
   void swiglu_tangent(In gate, In tgate, In up, In tup, To tout) const {
-    rounding({tout}, {}, [&](const Places& to) {
+    rounding({tout}, {}, [&](const Results& to) {
       Launch::swiglu(device_->stream(), true, {gate, tgate}, {up, tup}, to);
     });
   }
   void swiglu_backward_tangent(In gate, In tgate, In up, In tup, In dout, In tdout, To tdgate,
                                To tdup) const {
-    rounding({tdgate, tdup}, {}, [&](const Places& to_gate, const Places& to_up) {
+    rounding({tdgate, tdup}, {}, [&](const Results& to_gate, const Results& to_up) {
       Launch::swiglu_backward(device_->stream(), true, {gate, tgate}, {up, tup}, {dout, tdout},
                               to_gate, to_up);
     });
@@ -236,7 +233,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
     if constexpr (fast) {
       if (Queue::attention_of_few(q, keys, values, shape, place(shape.position), o, lse)) return;
       check_records_nothing();
-      const bool done = rounding({o}, {lse}, [&](const Places& to) {
+      const bool done = rounding({o}, {lse}, [&](const Results& to) {
         return Launch::attention_bfloat16(device_->stream(), q, keys, values, shape, o, lse,
                                           to.rounded);
       });
@@ -371,16 +368,16 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
                      const Operand& dy, To dx, Write write, Out dscale) const {
     const bool add = write == Write::Add;
     with_column_scratch(dscale, x.value.rows, [&](void* scratch) {
-      rounding({add ? To() : dx}, {dx.memory(), dscale}, [&](const Places& to) {
+      rounding({add ? To() : dx}, {dx.memory(), dscale}, [&](const Results& to) {
         Launch::rms_norm_backward(device_->stream(), tangents, x, norm, inverse, dy,
-                                  add ? Places(dx) : to, write, dscale, scratch);
+                                  add ? Results(dx) : to, write, dscale, scratch);
       });
     });
   }
   void heads_backward(bool tangents, const Operand& x, Norm<S> norm, const Operand& inverse,
                       In angles, RopeLayout layout, const Operand& dy, To dx, Out dscale) const {
     with_column_scratch(dscale, x.value.rows * (x.value.cols / angles.cols), [&](void* scratch) {
-      rounding({dx}, {dscale}, [&](const Places& to) {
+      rounding({dx}, {dscale}, [&](const Results& to) {
         Launch::head_norm_rope_backward(device_->stream(), tangents, x, norm, inverse, angles,
                                         layout, dy, to, dscale, scratch);
       });

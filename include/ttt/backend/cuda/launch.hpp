@@ -35,12 +35,12 @@ inline bool overlap(const View<const float>& a, const View<const float>& b) {
 
 /// Where a result goes: as it is, rounded for the products that will read it, or both.
 template <class S>
-struct Places {
+struct Results {
   View<S> values;
   View<bfloat16> rounded;
 
-  Places() = default;
-  TTT_HD Places(View<S> values_, View<bfloat16> rounded_ = {})
+  Results() = default;
+  TTT_HD Results(View<S> values_, View<bfloat16> rounded_ = {})
       : values(values_), rounded(rounded_) {}
   TTT_HD bool empty() const { return values.empty() && rounded.empty(); }
 };
@@ -161,13 +161,13 @@ struct [[gnu::visibility("hidden")]] Launch {
 
   static void embed(Stream, Weight<S> table, const Token* tokens, View<S> out);
   static void embed_backward(Stream, const Token* tokens, View<const S> dout, View<S> dtable);
-  static void rms_norm(Stream, bool tangents, Operand<S> x, Norm<S>, Operand<S> h, Places<S> y,
+  static void rms_norm(Stream, bool tangents, Operand<S> x, Norm<S>, Operand<S> h, Results<S> y,
                        View<S> inverse);
   /// A sum, and y = rms_norm of it, to the bits that one after the other would give. False, and
   /// nothing done, where there is no kernel: rows that do not lie in fours of floats or are long.
   static bool sum_and_norm(Stream, const SumAndNorm<S>&, View<bfloat16> rounded = {});
   static void rms_norm_backward(Stream, bool tangents, Operand<S> x, Norm<S>, Operand<S> inverse,
-                                Operand<S> dy, Places<S> dx, Write, View<S> dscale, void* scratch);
+                                Operand<S> dy, Results<S> dx, Write, View<S> dscale, void* scratch);
   /// Bytes of scratch that a gradient of scales needs: sums over so many rows.
   static Index column_scratch(Index rows, Index cols);
   static void rope_angles(Stream, Place, const Frequencies&, View<S> out);
@@ -175,10 +175,10 @@ struct [[gnu::visibility("hidden")]] Launch {
                              RopeLayout, View<S> y, View<S> inverse);
   static void head_norm_rope_backward(Stream, bool tangents, Operand<S> x, Norm<S>,
                                       Operand<S> inverse, View<const S> angles, RopeLayout,
-                                      Operand<S> dy, Places<S> dx, View<S> dscale, void* scratch);
-  static void swiglu(Stream, bool tangents, Operand<S> gate, Operand<S> up, Places<S> out);
+                                      Operand<S> dy, Results<S> dx, View<S> dscale, void* scratch);
+  static void swiglu(Stream, bool tangents, Operand<S> gate, Operand<S> up, Results<S> out);
   static void swiglu_backward(Stream, bool tangents, Operand<S> gate, Operand<S> up,
-                              Operand<S> dout, Places<S> dgate, Places<S> dup);
+                              Operand<S> dout, Results<S> dgate, Results<S> dup);
 
   static void chunk_conv(Stream, View<const S> x, Weight<S> taps, Index chunk, View<S> y);
   static void chunk_conv_backward(Stream, View<const S> x, Weight<S> taps, Index chunk,

@@ -70,7 +70,8 @@ class PendingWork {
   void norm(View<const float> x, Norm<float> norm, View<float> y, View<float> inverse,
             View<bfloat16> rounded) {
     const std::lock_guard lock(mutex_);
-    if (sum_ && same(x, sum_->out) && !is_operand(inverse) && !is_kept(y) && !is_part_of_x(y)) {
+    const View<float> to = y.empty() ? memory_of(rounded) : y;
+    if (sum_ && same(x, sum_->out) && !is_operand(inverse) && !is_kept(to) && !is_part_of_x(to)) {
       SumAndNorm<float> all{*sum_, norm, y, inverse, device_->counter()};
       if (product_ && rounded.empty() && wait_to_make(all)) return;
       start_product();
@@ -202,6 +203,10 @@ class PendingWork {
   bool is_operand(const View<float>& to) const { return is_kept(to) || overlap(to, sum_->x); }
   bool is_kept(const View<float>& to) const {
     return overlap(to, sum_->h) || overlap(to, sum_->out) || overlap(to, sum_->inverse);
+  }
+  static View<float> memory_of(const View<bfloat16>& rounded) {
+    return {reinterpret_cast<float*>(rounded.data), rounded.rows, (rounded.cols + 1) / 2,
+            rounded.stride / 2};
   }
   /// Whether its x lies there in another way than row on row.
   bool is_part_of_x(const View<float>& to) const {

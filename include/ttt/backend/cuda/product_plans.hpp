@@ -71,6 +71,7 @@ class ProductPlans {
         alignments[2], batch.count, batch.left_apart, batch.right_apart, batch.out_apart};
     const auto found = plans_.find(shape);
     if (found != plans_.end()) return *found->second;
+    if (plans_.size() >= most_plans) plans_.clear();
     if (handle_.get() == nullptr) check(cublasLtCreate(handle_.place()), "no handle");
     auto plan = std::make_unique<Plan>();
     check(cublasLtMatmulDescCreate(plan->product.place(), CUBLAS_COMPUTE_32F, CUDA_R_32F),
@@ -125,6 +126,8 @@ class ProductPlans {
 
   std::shared_ptr<const Device> device_;
   Owned<cublasLtHandle_t, cublasLtDestroy> handle_;
+  /// Shapes that are remembered: texts of any length, of several documents, have ever new ones.
+  static constexpr std::size_t most_plans = 4096;
   std::map<Shape, std::unique_ptr<Plan>> plans_;
   Buffer<std::uint8_t> workspace_;
 };

@@ -98,9 +98,9 @@ class Queue {
     if constexpr (fast) {
       return tensor_cores_->rounding(results, written, start);
     } else if constexpr (count == 1) {
-      return start(Places<S>(results[0]));
+      return start(Results<S>(results[0]));
     } else {
-      return start(Places<S>(results[0]), Places<S>(results[1]));
+      return start(Results<S>(results[0]), Results<S>(results[1]));
     }
   }
 
@@ -114,6 +114,8 @@ class Queue {
       start_pending();
       tensor_cores_->multiply(a, b, c, write);
     } else {
+      if (a.narrow)
+        ttt::detail::fail<Error>("CUDA: exact products have no left operand in bfloat16");
       Launch<S>::matmul(next(), a.template stored<S>(), a.transposed, b, c, write);
     }
   }
@@ -214,7 +216,7 @@ class Queue {
   /// y = rms_norm(x), of that sum or of anything else.
   void norm(In x, Norm<S> norm, Factor<S> y, Out inverse) const {
     if constexpr (fast) {
-      tensor_cores_->rounding({y}, {inverse}, [&](const Places<S>& to) {
+      tensor_cores_->rounding({y}, {inverse}, [&](const Results<S>& to) {
         pending_->norm(x, norm, to.values, inverse, to.rounded);
       });
     } else {
@@ -222,8 +224,9 @@ class Queue {
     }
   }
 
-  /// Whether a factor of that shape is to be rounded: rows that lie in eights, for more than a few.
-  static constexpr bool rounds(Index rows, Index cols) requires(fast) {
+  /// Whether what products multiply, of that shape, is to be in bfloat16 already: rows that lie in
+  /// eights, more than a few.
+  static constexpr bool rounds_factors(Index rows, Index cols) requires(fast) {
     return rows > TensorCores::few_rows && cols % TensorCores::row_alignment == 0;
   }
 

@@ -71,8 +71,8 @@ class TensorCores {
       }
     }
     const auto places = [&](const Factor<float>& result) {
-      return result.narrow ? Places<float>({}, result.rounded())
-                           : Places<float>(result.values(), place_for(result.values()));
+      return result.narrow ? Results<float>({}, result.rounded())
+                           : Results<float>(result.values(), place_for(result.values()));
     };
     if constexpr (count == 1) {
       return f(places(results[0]));

@@ -95,7 +95,7 @@ void add_parts(cudaStream_t stream, const ColumnSums& all, const S* part, View<S
 
 template <class S>
 Index Launch<S>::column_scratch(Index rows, Index cols) {
-  const Index parts = rows < most_row_parts ? rows : most_row_parts;  // and never fewer otherwise
+  const Index parts = rows < most_row_parts ? rows : most_row_parts;  // and never more otherwise
   return parts * cols * static_cast<Index>(sizeof(S));
 }
 

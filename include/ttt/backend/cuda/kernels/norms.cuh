@@ -47,7 +47,7 @@ __device__ T add_scaled(T h, T x, T inverse, T scale) {
 
 /// y = [h +] x * inverse * scale; a block a row.
 template <class T, int N, class S = ScalarOf<T>>
-__global__ void rms_norm_kernel(Operand<S> x, Norm<S> norm, Operand<S> h, Places<S> y,
+__global__ void rms_norm_kernel(Operand<S> x, Norm<S> norm, Operand<S> h, Results<S> y,
                                 View<S> inverse) {
   const Index t = blockIdx.x, width = x.value.cols, step = N * static_cast<Index>(blockDim.x);
   T sum(0);
@@ -160,7 +160,7 @@ __device__ Pack<S, N> scaled(const Pack<S, N>& x, S inverse, const Pack<S, N>& s
 /// rms_norm_kernel where a thread holds its share of a row: all that is read is asked for at once.
 template <int N, int held, class S>
 __global__ void __launch_bounds__(row_threads)
-    rms_norm_held_kernel(View<const S> x, Norm<S> norm, View<const S> h, Places<S> y,
+    rms_norm_held_kernel(View<const S> x, Norm<S> norm, View<const S> h, Results<S> y,
                          View<S> inverse) {
   const Index t = blockIdx.x, width = x.cols;
   Pack<S, N> v[held], out[held], scale[held];
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(row_threads)
   if (!all.inverse.empty() && threadIdx.x == 0) all.inverse(t, 0) = inv;
   for_held<N, held>(width, [&](int i, Index j) {
     const auto out = scaled(h[i], inv, next_scale[i]);
-    put_pack(Places<S>(all.y, rounded), t, j, out);
+    put_pack(Results<S>(all.y, rounded), t, j, out);
   });
 }
 /// Whether there is a kernel for these rows.
@@ -224,7 +224,7 @@ bool fits_sum_and_norm(const SumAndNorm<S>& all, const View<bfloat16>& rounded =
 /// dx (+)= inverse * scale * dy - x * pull; dx may be dy.
 template <class T, int N, class S = ScalarOf<T>>
 __global__ void rms_norm_backward_kernel(Operand<S> x, Norm<S> norm, Operand<S> inverse,
-                                         Operand<S> dy, Places<S> dx, bool add) {
+                                         Operand<S> dy, Results<S> dx, bool add) {
   const Index t = blockIdx.x, width = x.value.cols, step = N * static_cast<Index>(blockDim.x);
   T dot(0);
   for (Index j = N * static_cast<Index>(threadIdx.x); j < width; j += step) {
@@ -251,7 +251,7 @@ __global__ void rms_norm_backward_kernel(Operand<S> x, Norm<S> norm, Operand<S> 
 template <class T, int N, int held, bool sums, class S = ScalarOf<T>>
 __global__ void __launch_bounds__(row_threads, sums || !std::is_same_v<T, S> ? 2 : 1)
     rms_norm_backward_held_kernel(Operand<S> x, Norm<S> norm, Operand<S> inverse, Operand<S> dy,
-                                  Places<S> dx, bool add, S* part) {
+                                  Results<S> dx, bool add, S* part) {
   __shared__ T totals[2][row_threads / 32];
   const Index width = x.value.cols;
   Pack<S, N> scale[held], sum[held] = {};
@@ -323,7 +323,7 @@ __global__ void __launch_bounds__(1024)
 
 template <class S>
 void Launch<S>::rms_norm(Stream stream, bool tangents, Operand<S> x, Norm<S> norm, Operand<S> h,
-                         Places<S> y, View<S> inverse) {
+                         Results<S> y, View<S> inverse) {
   if (x.value.rows == 0) return;
   const bool aligned = in_packs(x) && in_packs(h) && in_packs<S>(y.values);
   const auto hold = [&](auto held) {
@@ -349,7 +349,7 @@ bool Launch<S>::sum_and_norm(Stream stream, const SumAndNorm<S>& all, View<bfloa
 
 template <class S>
 void Launch<S>::rms_norm_backward(Stream stream, bool tangents, Operand<S> x, Norm<S> norm,
-                                  Operand<S> inverse, Operand<S> dy, Places<S> dx, Write write,
+                                  Operand<S> inverse, Operand<S> dy, Results<S> dx, Write write,
                                   View<S> dscale, void* scratch) {
   const Index rows = x.value.rows, width = x.value.cols;
   if (rows == 0) return;

@@ -175,7 +175,7 @@ __device__ void put_rounded(const View<bfloat16>& to, Index i, Index j, const Pa
 
 /// Puts a pack wherever a result goes; adds it to the values only.
 template <class T, int N, class S = ScalarOf<T>>
-__device__ void put_pack(const Places<S>& to, Index i, Index j, const Pack<T, N>& x,
+__device__ void put_pack(const Results<S>& to, Index i, Index j, const Pack<T, N>& x,
                          bool add = false) {
   if (!to.values.empty()) put_pack(to.values, i, j, x, add);
   put_rounded(to.rounded, i, j, x);

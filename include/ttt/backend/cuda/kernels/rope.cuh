@@ -213,7 +213,7 @@ __device__ Turned<T> turn_back(const Operand<S>& dy, View<const S> angles, RopeL
 template <class T, class S = ScalarOf<T>>
 __global__ void head_norm_rope_backward_kernel(Operand<S> x, Norm<S> norm, Operand<S> inverse,
                                                View<const S> angles, RopeLayout layout,
-                                               Operand<S> dy, Places<S> dx) {
+                                               Operand<S> dy, Results<S> dx) {
   const Index d = angles.cols, t = blockIdx.x, lane = threadIdx.x % 32, h = own_head();
   if (h * d >= x.value.cols) return;
   Turned<T> g[most_pairs];
@@ -254,7 +254,7 @@ template <class T, int lanes, int count, bool sums>
 __global__ void __launch_bounds__(row_threads, (std::is_same_v<T, float> ? 4 : 3) - sums)
     head_norm_rope_backward_fours_kernel(Operand<float> x, Norm<float> norm, Operand<float> inverse,
                                          View<const float> angles, RopeLayout layout,
-                                         Operand<float> dy, Places<float> dx, unsigned heads,
+                                         Operand<float> dy, Results<float> dx, unsigned heads,
                                          unsigned blocks, float* part) {
   const Index d = angles.cols;
   const bool has_norm = norm.eps >= 0;
@@ -355,7 +355,7 @@ void Launch<S>::head_norm_rope(Stream stream, bool tangents, Operand<S> x, Norm<
 template <class S>
 void Launch<S>::head_norm_rope_backward(Stream stream, bool tangents, Operand<S> x, Norm<S> norm,
                                         Operand<S> inverse, View<const S> angles, RopeLayout layout,
-                                        Operand<S> dy, Places<S> dx, View<S> dscale,
+                                        Operand<S> dy, Results<S> dx, View<S> dscale,
                                         void* scratch) {
   const Index d = angles.cols, rows = x.value.rows, heads = x.value.cols / d;
   if (rows == 0) return;

@@ -20,7 +20,7 @@ inline dim3 row_grid(const Shape& shape, int n) {
 }
 
 template <class T, int N, class S = ScalarOf<T>>
-__global__ void swiglu_kernel(Operand<S> gate, Operand<S> up, Places<S> out) {
+__global__ void swiglu_kernel(Operand<S> gate, Operand<S> up, Results<S> out) {
   const Index t = blockIdx.x, j = own_column<N>();
   if (j >= gate.value.cols) return;
   const auto g = load_pack<T, N>(gate, t, j), u = load_pack<T, N>(up, t, j);
@@ -32,7 +32,7 @@ __global__ void swiglu_kernel(Operand<S> gate, Operand<S> up, Places<S> out) {
 
 template <class T, int N, class S = ScalarOf<T>>
 __global__ void swiglu_backward_kernel(Operand<S> gate, Operand<S> up, Operand<S> dout,
-                                       Places<S> dgate, Places<S> dup) {
+                                       Results<S> dgate, Results<S> dup) {
   const Index t = blockIdx.x, j = own_column<N>();
   if (j >= gate.value.cols) return;
   const auto g = load_pack<T, N>(gate, t, j), u = load_pack<T, N>(up, t, j),
@@ -131,7 +131,7 @@ void Launch<S>::embed_backward(Stream stream, const Token* tokens, View<const S>
 
 template <class S>
 void Launch<S>::swiglu(Stream stream, bool tangents, Operand<S> gate, Operand<S> up,
-                       Places<S> out) {
+                       Results<S> out) {
   if (gate.value.rows == 0) return;
   const bool aligned = in_packs(gate) && in_packs(up) && in_packs<S>(out.values);
   with_packs<S>(tangents, aligned, [&]<class T, int N>() {
@@ -141,7 +141,7 @@ void Launch<S>::swiglu(Stream stream, bool tangents, Operand<S> gate, Operand<S>
 
 template <class S>
 void Launch<S>::swiglu_backward(Stream stream, bool tangents, Operand<S> gate, Operand<S> up,
-                                Operand<S> dout, Places<S> dgate, Places<S> dup) {
+                                Operand<S> dout, Results<S> dgate, Results<S> dup) {
   if (gate.value.rows == 0) return;
   const bool aligned = in_packs(gate) && in_packs(up) && in_packs(dout) &&
                        in_packs<S>(dgate.values) && in_packs<S>(dup.values);
