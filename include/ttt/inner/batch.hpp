@@ -4,7 +4,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <exception>
 #include <memory>
@@ -157,10 +156,7 @@ class Batch {
     static_assert(Sampler<S>,
                   "ttt: the sampler lacks Token operator()(std::span<float>, Random&) const; see "
                   "docs/concepts.md#sampler");
-    if (!(options.repetition_penalty > 0) || !std::isfinite(options.repetition_penalty)) {
-      detail::fail("generate: repetition_penalty must be positive and finite");
-    }
-    if (count < 0) detail::fail("generate: the count must not be negative");
+    detail::check_generation(count, options.repetition_penalty);
     std::vector<Index> active = everybody("generate");
     for (const Index i : active) {
       if (options.seed)
@@ -317,11 +313,8 @@ class Batch {
     if constexpr (std::is_same_v<S, Greedy>) {
       if (penalty == 1.0f) return reader_->likeliest(i);
     }
-    const auto all = reader_->logits(i);
-    scratch.resize(all.size());
-    std::ranges::transform(all, scratch.begin(), [](Scalar x) { return static_cast<float>(x); });
-    detail::penalise(made, penalty, scratch);
-    return sampler(std::span<float>(scratch), random);
+    const std::span<const Scalar> logits = reader_->logits(i);
+    return detail::sample(sampler, logits, made, penalty, random, scratch);
   }
 
   auto& documents() { return reader_->documents(); }

@@ -96,21 +96,15 @@ class BatchWeights {
 
   /// One step of the learner along a document's gradient, and its entry in the counters.
   void step(Index place, Counters& counters) {
-    constexpr bool rounds = narrows<B> && rounds_weights<LearnerType>;
-    Scalar* slots[LearnerType::slots + 1] = {};
-    for (std::size_t i = 0; i < LearnerType::slots; ++i) {
-      slots[i] = vector(static_cast<Index>(i) + 1, place);
-    }
     const Index first = place * plan_.learned;
-    const Step step =
-        learner_.update(backend(), Update<Scalar>{.gradient = gradient_.data() + first,
-                                                  .step = counters.inner_steps,
-                                                  .slots = slots,
-                                                  .weights = vector(0, place),
-                                                  .copy = rounds ? narrow_.data() + first : nullptr,
-                                                  .size = plan_.learned,
-                                                  .parts = sizes_});
-    if (step.taken && !rounds) narrow(place);
+    const Step step = take_step(backend(), learner_,
+                                Update<Scalar>{.gradient = gradient_.data() + first,
+                                               .step = counters.inner_steps,
+                                               .weights = vector(0, place),
+                                               .size = plan_.learned,
+                                               .parts = sizes_},
+                                vector(1, place), sequences_ * plan_.learned,
+                                narrow_.data() + (narrows<B> ? first : 0));
     count(step, counters);
   }
 

@@ -95,6 +95,27 @@ concept Learner = requires(const L& learner, const B& backend, const ParameterNa
   { learner.update(backend, update) } -> std::same_as<Step>;
 };
 
+namespace detail {
+
+/// The update of some weights, whose slots lie `apart` from one another from the first on and,
+/// where the backend narrows, whose rounded copy is kept beside: by the learner or behind its step.
+template <class B, class L>
+Step take_step(const B& backend, const L& learner, Update<typename B::Scalar> update,
+               typename B::Scalar* first_slot, Index apart, bfloat16* copy) {
+  constexpr bool rounds = narrows<B> && rounds_weights<L>;
+  typename B::Scalar* slots[L::slots + 1] = {};
+  for (std::size_t i = 0; i < L::slots; ++i) slots[i] = first_slot + static_cast<Index>(i) * apart;
+  update.slots = slots;
+  if (rounds) update.copy = copy;
+  const Step step = learner.update(backend, update);
+  if constexpr (narrows<B> && !rounds) {
+    if (step.taken) backend.narrow(update.weights, copy, update.size);
+  }
+  return step;
+}
+
+}  // namespace detail
+
 /// Whether what a learner chooses learns in closed form: the layers say from their forward pass in
 /// which direction (InPlaceMLP), no loss is differentiated, and that direction is what the
 /// learner's update is given as the gradient. Such a learner says `static constexpr bool

@@ -4,10 +4,13 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include <ttt/core/error.hpp>
+#include <ttt/core/random.hpp>
 #include <ttt/inner/concepts.hpp>
 #include <ttt/inner/report.hpp>
 #include <ttt/inner/state.hpp>
@@ -138,6 +141,24 @@ inline void penalise(std::span<const Token> made, float penalty, std::span<float
     float& logit = logits[static_cast<std::size_t>(token)];
     logit = logit > 0 ? logit / penalty : logit * penalty;
   }
+}
+
+/// Throws unless so many tokens can be made with such a penalty.
+inline void check_generation(Index count, float penalty) {
+  if (!(penalty > 0) || !std::isfinite(penalty)) {
+    fail("generate: repetition_penalty must be positive and finite");
+  }
+  if (count < 0) fail("generate: the count must not be negative");
+}
+
+/// The sampler's choice among logits, of which those of tokens made already are penalised.
+template <class S, class Scalar>
+Token sample(const S& sampler, std::span<const Scalar> logits, std::span<const Token> made,
+             float penalty, Random& random, std::vector<float>& scratch) {
+  scratch.resize(logits.size());
+  std::ranges::transform(logits, scratch.begin(), [](Scalar x) { return static_cast<float>(x); });
+  penalise(made, penalty, scratch);
+  return sampler(std::span<float>(scratch), random);
 }
 
 }  // namespace detail

@@ -104,21 +104,14 @@ class FastWeights {
   /// One step of the learner along the gradient, and its entry in the counters.
   void step(const WeightsType& weights, const LearnerType& learner, const Plan& plan,
             State& state) {
-    constexpr bool rounds = narrows<B> && rounds_weights<LearnerType>;
-    Scalar* slots[LearnerType::slots + 1] = {};
-    for (std::size_t i = 0; i < LearnerType::slots; ++i) {
-      slots[i] = state.learned.data() + static_cast<Index>(i + 1) * plan.learned;
-    }
     Counters& counters = state.counters;
-    const Step step =
-        learner.update(weights.backend(), Update<Scalar>{.gradient = gradient_.data(),
-                                                         .step = counters.inner_steps,
-                                                         .slots = slots,
-                                                         .weights = state.learned.data(),
-                                                         .copy = rounds ? narrow_.data() : nullptr,
-                                                         .size = plan.learned,
-                                                         .parts = parts_});
-    if (step.taken && !rounds) narrow(weights.backend(), state);
+    const Step step = take_step(weights.backend(), learner,
+                                Update<Scalar>{.gradient = gradient_.data(),
+                                               .step = counters.inner_steps,
+                                               .weights = state.learned.data(),
+                                               .size = plan.learned,
+                                               .parts = parts_},
+                                state.learned.data() + plan.learned, plan.learned, narrow_.data());
     count(step, counters);
   }
 

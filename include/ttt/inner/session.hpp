@@ -4,7 +4,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <exception>
 #include <limits>
 #include <memory>
@@ -108,10 +107,7 @@ class Session {
     static_assert(Sampler<S>,
                   "ttt: the sampler lacks Token operator()(std::span<float>, Random&) const; see "
                   "docs/concepts.md#sampler");
-    if (!(options.repetition_penalty > 0) || !std::isfinite(options.repetition_penalty)) {
-      detail::fail("generate: repetition_penalty must be positive and finite");
-    }
-    if (count < 0) detail::fail("generate: the count must not be negative");
+    detail::check_generation(count, options.repetition_penalty);
     if (state().pending.empty()) detail::fail("generate: read at least one token first");
     if (options.seed) reader_->random() = Random{*options.seed};
     std::vector<Token> made;
@@ -285,11 +281,7 @@ class Session {
     if constexpr (std::is_same_v<S, Greedy>) {
       if (penalty == 1.0f) return reader_->likeliest();
     }
-    const auto all = logits();
-    scratch.resize(all.size());
-    std::ranges::transform(all, scratch.begin(), [](Scalar x) { return static_cast<float>(x); });
-    detail::penalise(made, penalty, scratch);
-    return sampler(std::span<float>(scratch), reader_->random());
+    return detail::sample(sampler, logits(), made, penalty, reader_->random(), scratch);
   }
 
   // Behind a pointer, so that a session moves although its parts refer to one another.

@@ -144,19 +144,11 @@ class InnerStates {
   /// the chunk at `from`.
   Step step(const B& backend, const LearnerType& learner, Index s, Index from, Index to,
             Index steps) {
-    std::vector<Scalar*> slots = slots_of(slots_at(to), s);
     Update<Scalar> update = update_at(from, s, steps);
-    update.slots = slots.data();
     update.weights = weights(to) + s * learned_;
-    constexpr bool rounds = narrows<B> && rounds_weights<LearnerType>;
-    bfloat16* const own = narrows<B> ? copy(to) + s * learned_ : nullptr;
-    if (rounds) update.copy = own;
-    const Step step = learner.update(backend, update);
-    if (!step.taken) {
-      stay(s, to);
-    } else if (!rounds) {
-      narrow(update.weights, own, learned_);
-    }
+    const Step step = take_step(backend, learner, update, slots_at(to) + s * learned_, all_,
+                                narrows<B> ? copy(to) + s * learned_ : nullptr);
+    if (!step.taken) stay(s, to);
     return step;
   }
   /// Sequence s has at place `to` what it had at the one before.
