@@ -412,7 +412,8 @@ const bool registered = [] {
         [=](State& s) { read_document<Fast>(s, full, none, 131072, 8); }, true);
     add("decode/" + size + "/at:16K", [=](State& s) { decode<Fast>(s, e2e, 16384); });
     add("decode/" + size + "/at:1M", [=](State& s) { decode<Fast>(s, e2e, 1048576); });
-    for (const Index sequences : {2, 4, 8}) {
+    for (const Index sequences : {2, 4, 8, 16}) {
+      if (large && sequences > 8) continue;  // states of 8 GB each
       const std::string name = "/at:16K/batch:" + std::to_string(sequences);
       add("decode/" + size + name, [=](State& s) { batch<Fast>(s, e2e, sequences, 16384, true); });
       add("read/" + size + name, [=](State& s) { batch<Fast>(s, e2e, sequences, 16384, false); });

@@ -606,11 +606,13 @@ TEST_CASE_TEMPLATE("next_token", S, float, double) {
       using T = ScalarOf<std::decay_t<decltype(b)>>;
       const Index rows = logits.view().rows;
       auto out = Matrix<T>::output(rows, 2, 2), at = Matrix<T>::output(rows, 1, 0);
-      std::vector<Token> likeliest(static_cast<std::size_t>(rows));
-      b.next_token(logits.template as<T>().view(), out.view(), likeliest.data());
+      std::vector<NextToken<T>> next(static_cast<std::size_t>(rows));
+      b.next_token(logits.template as<T>().view(), next.data());
       for (Index t = 0; t < rows; ++t) {
-        const bool is_number = std::isfinite(out(t, 0));
-        at(t, 0) = is_number ? T(likeliest[static_cast<std::size_t>(t)]) : out(t, 0);
+        const NextToken<T>& row = next[static_cast<std::size_t>(t)];
+        out(t, 0) = row.log_sum;
+        out(t, 1) = row.most;
+        at(t, 0) = std::isfinite(row.log_sum) ? T(row.likeliest) : row.log_sum;
       }
       return results(std::move(out), std::move(at));
     };

@@ -95,7 +95,7 @@ struct Backend {
   void attention_backward_tangent(In, In, Keys, Keys, In, In, AttentionShape, In, In, In, In, In,
                                   In, V, V, V, Index) const {}
 
-  void next_token(In, V, Token*) const {}
+  void next_token(In, NextToken<float>*) const {}
   Index cross_entropy_scratch(Index, Index) const { return 0; }
   void cross_entropy(In, W, const Token*, const float*, float*, V, float*) const {}
 

@@ -182,9 +182,9 @@ class Staged {
                        call.out(nll, h.rows), call(dh),
                        call.out(scratch, cross_entropy_scratch(h.rows, head.cols)));
   }
-  void next_token(View<const Scalar> logits, View<Scalar> out, Token* likeliest) const {
+  void next_token(View<const Scalar> logits, NextToken<Scalar>* out) const {
     Call call(gpu_);
-    gpu_.next_token(call(logits), call(out), call.out(likeliest, logits.rows));
+    gpu_.next_token(call(logits), call.out(out, logits.rows));
   }
   void cross_entropy_tangent(View<const Scalar> h, View<const Scalar> th, Weight<Scalar> head,
                              const Token* targets, const Scalar* weights, double seed,

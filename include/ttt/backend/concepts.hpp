@@ -59,6 +59,14 @@ struct AttentionShape {
   TTT_HD constexpr Index first_key(Index p) const { return p < window ? 0 : p - window + 1; }
 };
 
+/// What logits say of a token. The sum is a finite number if and only if every logit is.
+template <class S>
+struct NextToken {
+  S log_sum = 0;        // the log of the sum of the logits' exponentials
+  S most = 0;           // the largest logit
+  Token likeliest = 0;  // where it first is
+};
+
 /// The most taps of a convolution.
 inline constexpr Index most_taps = 15;
 
@@ -95,8 +103,8 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
                            Cache<const typename B::CacheScalar> read_cache, AttentionShape shape,
                            RopeLayout layout, Index n, double x, const double* frequencies,
                            const typename B::Scalar* flat, typename B::Scalar* flat_out,
-                           Token* tokens_out, const bfloat16* narrow, bfloat16* narrow_out,
-                           void (*task)(Index)) {
+                           Token* tokens_out, NextToken<typename B::Scalar>* next_out,
+                           const bfloat16* narrow, bfloat16* narrow_out, void (*task)(Index)) {
   typename B::Scalar;
   typename B::CacheScalar;
   typename B::template Buffer<Token>;
@@ -154,7 +162,7 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   b.cross_entropy(in, weight, tokens, flat, flat_out, out, flat_out);
   { b.cross_entropy_tangent_scratch(n, n) } -> std::convertible_to<Index>;
   b.cross_entropy_tangent(in, in, weight, tokens, flat, x, out, out, flat_out);
-  b.next_token(in, out, tokens_out);
+  b.next_token(in, next_out);
   // Flat vectors.
   { b.dot(flat, flat, n) } -> std::convertible_to<double>;
   b.axpby(x, flat, x, flat_out, n);

@@ -26,7 +26,6 @@ class BatchPass {
   using Tree = typename Model::template Parameters<StackedWeight<Scalar>>;
   using Gradients = typename Model::template Parameters<View<Scalar>>;
   using Caches = CacheShape<Scalar, CacheScalar>;
-  using Next = typename ChunkPass<Model, B>::Next;
 
   /// A document's tokens and where they stand. To be scored, the last of them is only a target.
   struct Piece {
@@ -46,8 +45,7 @@ class BatchPass {
         nll_(backend.template allocate<Scalar>(sequences * rows)),
         loss_weights_(backend.template allocate<Scalar>(sequences * rows)),
         logits_(backend.template allocate<Scalar>(sequences * model.config().vocabulary)),
-        sums_(backend.template allocate<Scalar>(2 * sequences)),
-        likeliest_(backend.template allocate<Token>(sequences)),
+        next_(backend.template allocate<NextToken<Scalar>>(sequences)),
         saved_(model),
         steps_(backend) {
     host_tokens_.reserve(static_cast<std::size_t>(2 * sequences * rows));
@@ -132,7 +130,7 @@ class BatchPass {
   }
 
   /// What is known of the token behind each piece.
-  void next(const Tree& tree, CacheScalar* cache, std::span<Next> out) {
+  void next(const Tree& tree, CacheScalar* cache, std::span<NextToken<Scalar>> out) {
     const Index count = std::ssize(parts_);
     if (rows_ == count) {
       steps_(places(tree, cache), host_tokens_, tokens_.data(), parts_[0].position,
@@ -143,13 +141,7 @@ class BatchPass {
     } else {
       find_next(start(), tree, cache);
     }
-    host_sums_.resize(static_cast<std::size_t>(2 * count));
-    host_likeliest_.resize(static_cast<std::size_t>(count));
-    backend_.to_host(sums_.data(), host_sums_.data(), 2 * count);
-    backend_.to_host(likeliest_.data(), host_likeliest_.data(), count);
-    for (std::size_t s = 0; s < host_likeliest_.size(); ++s) {
-      out[s] = {host_sums_[2 * s], host_sums_[2 * s + 1], host_likeliest_[s]};
-    }
+    backend_.to_host(next_.data(), out.data(), count);
   }
   /// Some of the logits that next() has last found for the document at a place.
   void logits(Index place, Index first, std::span<Scalar> out) const {
@@ -203,7 +195,7 @@ class BatchPass {
     View<Scalar> logits(logits_.data() + parts_[0].place * words, count, words);
     if (!in_order) logits = c.make(count, words);
     c.backend.matmul(last, model_.head(tree), logits, Write::Replace);
-    c.backend.next_token(logits, View<Scalar>(sums_.data(), count, 2), likeliest_.data());
+    c.backend.next_token(logits, next_.data());
     for (Index s = 0; s < count && !in_order; ++s) {
       const Index place = parts_[static_cast<std::size_t>(s)].place;
       c.backend.copy(logits.row(s), logits_.data() + place * words, words);
@@ -267,15 +259,12 @@ class BatchPass {
   typename B::template Buffer<Token> tokens_;  // of the rows, then their targets
   typename B::template Buffer<Scalar> nll_;
   typename B::template Buffer<Scalar> loss_weights_;
-  typename B::template Buffer<Scalar> logits_;  // by place
-  typename B::template Buffer<Scalar> sums_;
-  typename B::template Buffer<Token> likeliest_;
+  typename B::template Buffer<Scalar> logits_;           // by place
+  typename B::template Buffer<NextToken<Scalar>> next_;  // by part
   Saved saved_;
   std::vector<SequencePart> parts_;
   Index rows_ = 0;
   std::vector<Token> host_tokens_;
-  std::vector<Scalar> host_sums_;
-  std::vector<Token> host_likeliest_;
   std::vector<const void*> places_;
   StepsOf<B> steps_;
 };

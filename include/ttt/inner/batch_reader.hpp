@@ -267,7 +267,7 @@ class BatchReader {
   std::vector<Piece> pieces_;
   std::vector<Scalar> nll_;
   std::vector<Scalar> loss_weights_;
-  std::vector<typename Pass::Next> nexts_;
+  std::vector<NextToken<typename B::Scalar>> nexts_;
 };
 
 }  // namespace detail

@@ -92,21 +92,16 @@ class ChunkPass {
     backend_.to_host(nll_.data(), nll.data(), static_cast<Index>(nll.size()));
   }
 
-  /// What is known of the token after the last. The sum is a finite number if and only if every
-  /// logit is.
-  struct Next {
-    Scalar log_sum = 0;  // the log of the sum of the logits' exponentials
-    Scalar most = 0;     // the largest logit
-    Token likeliest = 0;
-  };
-  Next next(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens, Index position) {
+  /// What is known of the token after the last.
+  NextToken<Scalar> next(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens,
+                         Index position) {
     const Index words = model_.config().vocabulary, rows = static_cast<Index>(tokens.size());
-    const View<Scalar> logits(logits_.data(), 1, words), sums(logits_.data() + words, 1, 2);
+    const View<Scalar> logits(logits_.data(), 1, words);
     const auto run = [&](Context<B> c, const Input& in) {
       upper(c, model_, tree, in, caches_, cache, false, saved_);
       const auto y = saved_.upper.output.y;
       c.backend.matmul(y.rows_at(y.rows - 1, 1), model_.head(tree), logits, Write::Replace);
-      c.backend.next_token(logits, sums, likeliest_.data());
+      c.backend.next_token(logits, next_.data());
     };
     if (rows == 1) {
       forget();
@@ -118,12 +113,8 @@ class ChunkPass {
       const auto [c, in] = start(tokens, rows, position);
       run(c, in);
     }
-    Scalar both[2] = {};
-    Next next;
-    backend_.to_host(sums.data, both, 2);
-    backend_.to_host(likeliest_.data(), &next.likeliest, 1);
-    next.log_sum = both[0];
-    next.most = both[1];
+    NextToken<Scalar> next;
+    backend_.to_host(next_.data(), &next, 1);
     return next;
   }
   /// All logits of what next() was last asked for.
@@ -147,8 +138,8 @@ class ChunkPass {
         tokens_(backend.template allocate<Token>(most_rows + 1)),
         nll_(backend.template allocate<Scalar>(most_rows)),
         loss_weights_(backend.template allocate<Scalar>(most_rows)),
-        logits_(backend.template allocate<Scalar>(model.config().vocabulary + 2)),
-        likeliest_(backend.template allocate<Token>(1)),
+        logits_(backend.template allocate<Scalar>(model.config().vocabulary)),
+        next_(backend.template allocate<NextToken<Scalar>>(1)),
         saved_(model),
         steps_(backend),
         ahead_(model, backend, caches, workspace_, most_rows, ahead, needs.ahead) {}
@@ -271,8 +262,8 @@ class ChunkPass {
   typename B::template Buffer<Scalar> nll_;
   typename B::template Buffer<Scalar> loss_weights_;
   std::vector<Scalar> sent_;                    // what these are
-  typename B::template Buffer<Scalar> logits_;  // of the next token, then what sums them up
-  typename B::template Buffer<Token> likeliest_;
+  typename B::template Buffer<Scalar> logits_;  // of the next token
+  typename B::template Buffer<NextToken<Scalar>> next_;
   Saved saved_;
   std::vector<const void*> places_;
   StepsOf<B> steps_;

@@ -330,9 +330,9 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
     });
   }
 
-  void next_token(In logits, Out out, Token* likeliest) const {
+  void next_token(In logits, NextToken<S>* out) const {
     device_->with_scratch(Launch::next_token_scratch(logits.rows), [&](void* scratch) {
-      Launch::next_token(next(), logits, out, likeliest, scratch);
+      Launch::next_token(next(), logits, out, scratch);
     });
   }
 
@@ -340,11 +340,11 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
 
   /// Waits for the result. Throws cuda::Error when something on the stream failed.
   double dot(const S* x, const S* y, Index size) const {
-    const auto lock = device_->sum_lock();
-    Launch::dot(next(), x, y, size, device_->partial_sums(), detail::Device::sum_blocks,
-                device_->sum());
+    const auto lock = device_->results_lock();
+    auto* const sum = static_cast<double*>(device_->results());
+    Launch::dot(next(), x, y, size, device_->partial_sums(), detail::Device::sum_blocks, sum);
     synchronize();
-    return *device_->sum();
+    return *sum;
   }
   using Queue::axpby;
   void adam(const AdamStep& step, const S* gradient, S* m, S* v, S* weights, Index size) const {

@@ -148,9 +148,11 @@ class Device {
   /// Blocks of the first stage of a sum, and where their results go.
   static constexpr int sum_blocks = 512;
   double* partial_sums() const { return partial_sums_; }
-  /// Memory of the host that the GPU can write to: a sum's result. Held while `sum_lock` is.
-  double* sum() const { return sum_; }
-  std::unique_lock<std::mutex> sum_lock() const { return std::unique_lock(sum_mutex_); }
+  /// Memory of the host that the GPU can write to by itself, for results that are waited for. Held
+  /// while `results_lock` is.
+  static constexpr std::size_t result_bytes = 4096;
+  void* results() const { return results_; }
+  std::unique_lock<std::mutex> results_lock() const { return std::unique_lock(results_mutex_); }
 
  private:
   /// With a `purpose`, makes the stream.
@@ -194,7 +196,7 @@ class Device {
       counters_ = static_cast<unsigned*>(allocate(counters * sizeof(unsigned)));
       check(cudaMemsetAsync(counters_, 0, counters * sizeof(unsigned), stream_), "zeros");
       partial_sums_ = static_cast<double*>(allocate(sum_blocks * sizeof(double)));
-      check(cudaMallocHost(reinterpret_cast<void**>(&sum_), sizeof(double)), "memory of the host");
+      check(cudaMallocHost(&results_, result_bytes), "memory of the host");
     } catch (...) {
       close();
       throw;
@@ -215,7 +217,7 @@ class Device {
     if (partial_sums_ != nullptr) deallocate(partial_sums_);
     if (scratch_ != nullptr) deallocate(scratch_);
     static_cast<void>(cudaStreamSynchronize(stream()));
-    if (sum_ != nullptr) static_cast<void>(cudaFreeHost(sum_));
+    if (results_ != nullptr) static_cast<void>(cudaFreeHost(results_));
     if (pool_ != nullptr) static_cast<void>(cudaMemPoolDestroy(pool_));
     if (owns_stream_) static_cast<void>(cudaStreamDestroy(stream_));
     static_cast<void>(cudaGetLastError());
@@ -227,8 +229,8 @@ class Device {
   cudaMemPool_t pool_ = nullptr;
   unsigned* counters_ = nullptr;
   double* partial_sums_ = nullptr;
-  double* sum_ = nullptr;
-  mutable std::mutex sum_mutex_, scratch_mutex_, put_off_mutex_;
+  void* results_ = nullptr;
+  mutable std::mutex results_mutex_, scratch_mutex_, put_off_mutex_;
   mutable void* put_off_ = nullptr;
   mutable void (*start_put_off_)(void*) = nullptr;
   mutable void* scratch_ = nullptr;

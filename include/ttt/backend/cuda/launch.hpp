@@ -250,8 +250,7 @@ struct [[gnu::visibility("hidden")]] Launch {
   static void head_loss(Stream, View<const bfloat16> h, Weight<S> head, const Token* targets,
                         const S* weights, const HeadScratch&, S* nll, View<S> dh);
 
-  static void next_token(Stream, View<const S> logits, View<S> out, Token * likeliest,
-                         void* scratch);
+  static void next_token(Stream, View<const S> logits, NextToken<S> * out, void* scratch);
   static Index next_token_scratch(Index rows);  // bytes
 
   /// What a graph of one token's step begins with: its token and its position.

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstddef>
+#include <cstring>
 #include <initializer_list>
 #include <memory>
 #include <utility>
@@ -72,8 +73,16 @@ class Queue {
   template <class T>
   void to_host(const T* from, T* host, Index size) const {
     if (size == 0) return;
-    device_->copy(next(), from, host, size, cudaMemcpyDeviceToHost);
+    const std::size_t bytes = static_cast<std::size_t>(size) * sizeof(T);
+    if (bytes > Device::result_bytes) {
+      device_->copy(next(), from, host, size, cudaMemcpyDeviceToHost);
+      return wait();
+    }
+    // What is small is waited for once, in memory that needs no help of the driver's.
+    const auto lock = device_->results_lock();
+    device_->copy(next(), from, static_cast<T*>(device_->results()), size, cudaMemcpyDeviceToHost);
     wait();
+    std::memcpy(host, device_->results(), bytes);
   }
   template <class T>
   void copy(const T* from, T* to, Index size) const {
@@ -163,7 +172,7 @@ class Queue {
   /// from each other, at once; and dw (+)= xᵀ · dy of each. False likewise.
   bool matmul_parts(Weight<S> x, Weight<S> w, Index parts, Index apart, Out y, Write write) const
       requires(fast) {
-    if (x.rows / parts <= TensorCores::few_rows) return false;
+    if (x.rows / parts <= TensorCores::few_rows && !x.narrow) return false;
     start_pending();
     return tensor_cores_->multiply_parts(x, w, parts, apart, y, write);
   }

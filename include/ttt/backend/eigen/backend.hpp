@@ -167,13 +167,12 @@ class Backend : public HostMemory {
         *pool_, {q, tq, keys, values, tkeys, tvalues, shape, o, to, lse, tlse, dout, tdout, tdq,
                  tdkeys, tdvalues, first});
   }
-  void next_token(View<const S> logits, View<S> out, Token* likeliest) const {
+  void next_token(View<const S> logits, NextToken<S>* out) const {
     for (Index t = 0; t < logits.rows; ++t) {
       const S* const row = logits.row(t);
       const S most = detail::max_lanes(logits.cols, row, row[0]);
-      out(t, 0) = detail::log_sum_exp(row, logits.cols, most);
-      out(t, 1) = most;
-      likeliest[t] = static_cast<Token>(std::find(row, row + logits.cols - 1, most) - row);
+      out[t] = {detail::log_sum_exp(row, logits.cols, most), most,
+                static_cast<Token>(std::find(row, row + logits.cols - 1, most) - row)};
     }
   }
   Index cross_entropy_scratch(Index rows, Index vocabulary) const {

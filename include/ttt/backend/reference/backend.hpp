@@ -311,24 +311,22 @@ class Backend : public HostMemory, public Tangents<S> {
     }
   }
 
-  /// out[t] = (log(sum of exp(logits[t, j])), the largest of them), and where it first is; the sum
-  /// is not a number unless every logit is finite.
-  void next_token(View<const S> logits, View<S> out, Token* likeliest) const {
+  /// out[t] = what the row logits[t] says of its token.
+  void next_token(View<const S> logits, NextToken<S>* out) const {
     using std::exp, std::log;
     for (Index t = 0; t < logits.rows; ++t) {
       S most = logits(t, 0), sum = 0;
-      likeliest[t] = 0;
+      Token likeliest = 0;
       for (Index j = 1; j < logits.cols; ++j) {
         if (!(logits(t, j) > most)) continue;
         most = logits(t, j);
-        likeliest[t] = static_cast<Token>(j);
+        likeliest = static_cast<Token>(j);
       }
       for (Index j = 0; j < logits.cols; ++j) {
         const S below = logits(t, j) - most;
         sum += exp(below) + below * S(0);
       }
-      out(t, 0) = most + log(sum);
-      out(t, 1) = most;
+      out[t] = {most + log(sum), most, likeliest};
     }
   }
 

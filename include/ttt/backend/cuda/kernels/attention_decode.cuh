@@ -36,9 +36,10 @@ void with_decode_lanes(Index d, const F& f) {
 }
 
 /// How many keys a block takes where so many blocks share those that the query at p sees.
-__device__ inline Index decode_keys(const AttentionShape& shape, Index p, Index parts) {
-  constexpr Index least = 64;
-  const Index each = (p + 1 - shape.first_key(p) + parts - 1) / parts;
+__device__ inline unsigned decode_keys(const AttentionShape& shape, Index p, unsigned parts) {
+  constexpr unsigned least = 64;
+  const auto seen = static_cast<unsigned>(p + 1 - shape.first_key(p));
+  const unsigned each = (seen + parts - 1) / parts;
   return each < least ? least : (each + 31) / 32 * 32;
 }
 
@@ -50,33 +51,6 @@ struct Partial {
 
 __device__ inline float shrink_to(float most, float now) {
   return most == -INFINITY ? 0.0f : exp2f(most - now);
-}
-
-/// Adds what lanes `apart`, 2 · apart .. 16 from each other have; then calls put(i, sum) in one
-/// lane for every element. Each round halves what a lane has: what it gives away another sums up.
-template <int apart, int count, class Put>
-__device__ void sum_lanes(const float (&mine)[count], int first, bool owns, const Put& put) {
-  const bool is_high = (threadIdx.x & static_cast<unsigned>(apart)) != 0;
-  if constexpr (apart == 32) {
-#pragma unroll
-    for (int i = 0; i < count; ++i) {
-      if (owns) put(first + i, mine[i]);
-    }
-  } else if constexpr (count % 2 == 0) {
-    constexpr int half = count / 2;
-    float sum[half];
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const float given = shuffle_xor(is_high ? mine[i] : mine[half + i], apart);
-      sum[i] = (is_high ? mine[half + i] : mine[i]) + given;
-    }
-    sum_lanes<2 * apart>(sum, is_high ? first + half : first, owns, put);
-  } else {
-    float sum[count];
-#pragma unroll
-    for (int i = 0; i < count; ++i) sum[i] = mine[i] + shuffle_xor(mine[i], apart);
-    sum_lanes<2 * apart>(sum, first, owns && !is_high, put);
-  }
 }
 
 /// The query of one head and, in the block that has them, its token's key and value: turned, as
@@ -126,34 +100,55 @@ __device__ void turn_and_store(const Rotation<float>& w, Index head, Index key_h
 }
 
 /// One query of one head, whose parts lie one behind the other. Threads with a channel share its
-/// parts: each has so many, all under way together.
-template <class = void>  // so that two units of a program may have it
-__device__ void attention_parts(const float* from, const AttentionShape& shape, Index used,
+/// parts, so many of which are under way; how much each part counts every warp finds by itself.
+template <class Lanes>
+__device__ void attention_parts(const float* from, const AttentionShape& shape, int count,
                                 Index head, Index row, const View<float>& o,
                                 const View<float>& lse) {
-  constexpr int sharing = decode_threads / most_head_dim, own = most_decode_parts / sharing;
-  static_assert(most_decode_parts <= decode_threads);
-  const auto d = static_cast<int>(shape.head_dim), count = static_cast<int>(used);
-  const int t = static_cast<int>(threadIdx.x), c = t % int{most_head_dim};
-  const int first = t / int{most_head_dim} * own;
-  __shared__ float shares[most_decode_parts], sums[most_head_dim];
-  const float mine = t < count ? from[t * (d + 2) + d + 1] : -INFINITY;
-  const float own_sum = t < count ? from[t * (d + 2) + d] : 0.0f;
-  float outs[own];
+  constexpr int channels = Lanes::lanes * Lanes::channels, sharing = decode_threads / channels;
+  constexpr int ahead = 8;
+  const auto d = static_cast<int>(shape.head_dim), apart = d + 2;
+  const int t = static_cast<int>(threadIdx.x), first = t / channels, c = t % channels;
+  const auto ask = [&](int part) {
+    return c < d && first < sharing && part < count ? from[part * apart + c] : 0.0f;
+  };
+  float outs[ahead];
 #pragma unroll
-  for (int i = 0; i < own; ++i) {
-    outs[i] = c < d && first + i < count ? from[(first + i) * (d + 2) + c] : 0.0f;
+  for (int i = 0; i < ahead; ++i) outs[i] = ask(first + i * sharing);
+  static_assert(most_decode_parts == 64);
+  float most_of[2], sum_of[2], share[2];  // of parts that this lane knows
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int part = t % 32 + 32 * i;
+    most_of[i] = part < count ? from[part * apart + d + 1] : -INFINITY;
+    sum_of[i] = part < count ? from[part * apart + d] : 0.0f;
   }
-  const float most = block_max(mine), share = shrink_to(mine, most);
-  if (t < most_decode_parts) shares[t] = share;
-  const float sum = block_sum(share * own_sum);  // waits for the shares, too
-  float out = 0;
+  float most = fmaxf(most_of[0], most_of[1]);
 #pragma unroll
-  for (int i = 0; i < own; ++i) out += shares[first + i] * outs[i];
-  static_assert(sharing == 2);
-  if (first > 0) sums[c] = out;
+  for (int lanes = 16; lanes > 0; lanes /= 2) most = fmaxf(most, shuffle_xor(most, lanes));
+#pragma unroll
+  for (int i = 0; i < 2; ++i) share[i] = shrink_to(most_of[i], most);
+  const float sum = lanes_sum(share[0] * sum_of[0] + share[1] * sum_of[1]);
+  float out = 0;
+  for (int part = first; part < count + first; part += ahead * sharing) {
+#pragma unroll
+    for (int i = 0; i < ahead; ++i) {
+      const int now = part + i * sharing;
+      const float low = __shfl_sync(0xffffffffu, share[0], now % 32);
+      const float high = __shfl_sync(0xffffffffu, share[1], now % 32);
+      out += (now < 32 ? low : high) * outs[i];
+      outs[i] = ask(now + ahead * sharing);
+    }
+  }
+  __shared__ float sums[sharing][channels];
+  if (first < sharing) sums[first][c] = out;
   __syncthreads();
-  if (first == 0 && c < d) o(row, head * d + c) = (out + sums[c]) / sum;
+  if (t < d) {
+    float total = sums[0][t];
+#pragma unroll
+    for (int i = 1; i < sharing; ++i) total += sums[i][t];
+    o(row, head * d + t) = total / sum;
+  }
   if (t == 0 && !lse.empty()) lse(head, row) = most / log2_e + logf(sum);
 }
 
@@ -170,16 +165,22 @@ __global__ void __launch_bounds__(decode_threads, decode_blocks)
   __shared__ float warp_out[decode_warps][most_head_dim];
   __shared__ Partial warp_part[decode_warps];
   __shared__ TurnedToken turned[1];
-  const Index head = blockIdx.y, key_head = head / (shape.heads / shape.key_heads);
+  // Blocks that begin late show how long this takes: numbers of 64 bits are not divided.
+  const unsigned group =
+      static_cast<unsigned>(shape.heads) / static_cast<unsigned>(shape.key_heads);
+  const Index head = blockIdx.y, key_head = blockIdx.y / group;
   const Index row = blockIdx.z, p = place.now() + row, d = shape.head_dim;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const auto channel = [&](int i) { return 8 * (lane % lanes + i * lanes); };
-  const Index each = decode_keys(shape, p, gridDim.x), seen = shape.first_key(p);
+  const unsigned keys_each = decode_keys(shape, p, gridDim.x);
+  const Index each = keys_each, seen = shape.first_key(p);
   const Index begin = seen + static_cast<Index>(blockIdx.x) * each;
   const bool has_own = begin <= p && begin + each > p;  // the query's own key, which comes last
   const Index end = begin + each <= p ? begin + each : p;
-  const auto start =
-      static_cast<int>(static_cast<std::uint64_t>(begin) % static_cast<std::uint64_t>(keys.slots));
+  const auto start = static_cast<int>(
+      begin >> 32 == 0
+          ? static_cast<unsigned>(begin) % static_cast<unsigned>(keys.slots)
+          : static_cast<std::uint64_t>(begin) % static_cast<std::uint64_t>(keys.slots));
   Eight<bfloat16> key[ahead][pieces], value[ahead][pieces];
   // Few registers are left: what is a key's number, or an element's in a head, is an int.
   const int count = end > begin ? static_cast<int>(end - begin) : 0;
@@ -210,7 +211,7 @@ __global__ void __launch_bounds__(decode_threads, decode_blocks)
   const bool are_there = turns || end <= place.now();  // else this step stores them first
   if (are_there) ask_first();
   if (turns && thread < 2) {     // keys, and values, behind those: they are nearer then
-    constexpr int most = 32768;  // bytes, so that those of all blocks find room
+    constexpr int most = 16384;  // bytes: more would be in the way of what is asked for itself
     const int keys_left = (count < slots - start ? count : slots - start) - step;
     const Index at = (key_head * keys.slots + start + step) * d;
     const int bytes = keys_left * size * int{sizeof(bfloat16)};
@@ -220,8 +221,8 @@ __global__ void __launch_bounds__(decode_threads, decode_blocks)
   if (!are_there) ask_first();
   const float* query_at = q.row(row) + head * d;
   if constexpr (turns) {
-    turn_and_store(rotation, head, key_head, blockIdx.x == 0, has_own,
-                   head % (shape.heads / shape.key_heads) == 0, scale_of_norm, turned[0]);
+    turn_and_store(rotation, head, key_head, blockIdx.x == 0, has_own, blockIdx.y % group == 0,
+                   scale_of_norm, turned[0]);
     __syncthreads();
     query_at = turned[0].query;
   }
@@ -233,46 +234,60 @@ __global__ void __launch_bounds__(decode_threads, decode_blocks)
     if (at < d) query[c] = query_at[at] * scale;
   }
   Partial part = {-INFINITY, 0};
-  /// One key; `key_of` and `value_of` give eights of its channels.
-  const auto take = [&](bool is_there, const auto& key_of, const auto& value_of,
-                        const auto& is_scored) {
-    float eight[8], score = 0;
+  const auto score = [&](const auto& key_of) {
+    float eight[8], sum = 0;
 #pragma unroll
     for (int i = 0; i < pieces; ++i) {
       float some = 0;
       key_of(i, eight);
 #pragma unroll
       for (int c = 0; c < 8; ++c) some += query[8 * i + c] * eight[c];
-      score += some;
+      sum += some;
     }
-    is_scored();
-    score = lanes_sum(score, lanes);
-    if (!is_there) score = -INFINITY;
-    if (!(score <= part.most)) {  // a NaN stays one
-      const float shrink = shrink_to(part.most, score);
-      part = {score, part.sum * shrink};
+    return sum;
+  };
+  /// Takes keys with such scores in, all lanes' parts of which are added up here; `value_of` gives
+  /// eights of a value's channels.
+  const auto take = [&]<int keys_at_once>(float(&scores)[keys_at_once], const auto& is_there,
+                                          const auto& value_of) {
+    float most = part.most;
+#pragma unroll
+    for (int n = 0; n < keys_at_once; ++n) {
+      scores[n] = lanes_sum(scores[n], lanes);
+      if (!is_there(n)) scores[n] = -INFINITY;
+      if (!(scores[n] <= most)) most = scores[n];
+    }
+    if (most != part.most) {  // with a NaN, too, which stays one
+      const float shrink = shrink_to(part.most, most);
+      part = {most, part.sum * shrink};
 #pragma unroll
       for (float& x : out) x *= shrink;
     }
-    const float power = shrink_to(score, part.most);
-    part.sum += power;
 #pragma unroll
-    for (int i = 0; i < pieces; ++i) {
-      value_of(i, eight);
+    for (int n = 0; n < keys_at_once; ++n) {
+      const float power = shrink_to(scores[n], most);
+      part.sum += power;
 #pragma unroll
-      for (int c = 0; c < 8; ++c) out[8 * i + c] += power * eight[c];
+      for (int i = 0; i < pieces; ++i) {
+        float eight[8];
+        value_of(n, i, eight);
+#pragma unroll
+        for (int c = 0; c < 8; ++c) out[8 * i + c] += power * eight[c];
+      }
     }
   };
   for (int j = 0; j < count; j += step) {
+    float scores[ahead];
 #pragma unroll
     for (int n = 0; n < ahead; ++n) {
-      const int i = own + j + n * across;
-      take(
-          i < count, [&](int m, float(&to)[8]) { key[n][m].widen(to); },
-          [&](int m, float(&to)[8]) { value[n][m].widen(to); },
-          [&] { ask(keys_at, key[n], i + step); });
-      ask(values_at, value[n], i + step);
+      scores[n] = score([&](int m, float(&to)[8]) { key[n][m].widen(to); });
+      ask(keys_at, key[n], own + j + n * across + step);
     }
+    take(
+        scores, [&](int n) { return own + j + n * across < count; },
+        [&](int n, int m, float(&to)[8]) { value[n][m].widen(to); });
+#pragma unroll
+    for (int n = 0; n < ahead; ++n) ask(values_at, value[n], own + j + n * across + step);
   }
   if (has_own && warp == 0) {
     const auto from = [&](const Cache<const bfloat16>& cache, const float* x) {
@@ -286,7 +301,11 @@ __global__ void __launch_bounds__(decode_threads, decode_blocks)
         }
       };
     };
-    take(lane < lanes, from(keys, turned[0].key), from(values, turned[0].value), [] {});
+    const auto own_value = from(values, turned[0].value);
+    float scores[] = {score(from(keys, turned[0].key))};
+    take(
+        scores, [&](int) { return lane < lanes; },
+        [&](int, int m, float(&to)[8]) { own_value(m, to); });
   }
 
   float now = part.most;
@@ -318,7 +337,8 @@ __global__ void __launch_bounds__(decode_threads, decode_blocks)
     to[c] = c == d + 1 ? most : total;
   }
   if (!is_last_block(counters + which, gridDim.x)) return;
-  attention_parts(all, shape, (p - seen) / each + 1, head, row, o, lse);
+  const unsigned used = static_cast<unsigned>(p - seen) / keys_each + 1;
+  attention_parts<Lanes>(all, shape, static_cast<int>(used), head, row, o, lse);
 }
 
 /// Among how many blocks the keys of a query and head are split: as many as the 132 SMs of an H200

@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(next_threads)
 
 template <class S>
 __global__ void __launch_bounds__(next_parts)
-    next_token_kernel(const NextPart<S>* parts, Index count, View<S> out, Token* likeliest) {
+    next_token_kernel(const NextPart<S>* parts, Index count, NextToken<S>* out) {
   using std::exp, std::log;
   wait_for_previous();
   const Index t = blockIdx.x, i = static_cast<Index>(threadIdx.x) < count ? threadIdx.x : 0;
@@ -103,10 +103,7 @@ __global__ void __launch_bounds__(next_parts)
   const S sum = block_sum(threadIdx.x == i ? part.sum * exp(part.most - most) : S(0));
   const int at = part.most == most ? part.at : nowhere;
   const int first = -block_max(-at);
-  if (threadIdx.x > 0) return;
-  out(t, 0) = most + log(sum);
-  out(t, 1) = most;
-  likeliest[t] = static_cast<Token>(first);
+  if (threadIdx.x == 0) out[t] = {most + log(sum), most, static_cast<Token>(first)};
 }
 
 }  // namespace
@@ -117,8 +114,7 @@ Index Launch<S>::next_token_scratch(Index rows) {
 }
 
 template <class S>
-void Launch<S>::next_token(Stream stream, View<const S> logits, View<S> out, Token* likeliest,
-                           void* scratch) {
+void Launch<S>::next_token(Stream stream, View<const S> logits, NextToken<S>* out, void* scratch) {
   if (logits.rows == 0) return;
   constexpr Index pack = pack_size<S>;
   const Index each = blocks_for(blocks_for(logits.cols, next_parts), pack) * pack;
@@ -127,8 +123,7 @@ void Launch<S>::next_token(Stream stream, View<const S> logits, View<S> out, Tok
   const auto kernel =
       in_packs(logits) ? next_token_part_kernel<S, pack> : next_token_part_kernel<S, 1>;
   start(stream, kernel, dim3(grid(parts), grid(logits.rows)), next_threads, logits, each, part);
-  start(stream, next_token_kernel<S>, dim3(grid(logits.rows)), next_parts, part, parts, out,
-        likeliest);
+  start(stream, next_token_kernel<S>, dim3(grid(logits.rows)), next_parts, part, parts, out);
 }
 
 template <class S>

@@ -17,17 +17,6 @@ namespace {
 constexpr int loss_cluster = 8, loss_threads = 512, loss_packs = 8;
 constexpr Index most_loss_words = Index{4} * loss_cluster * loss_threads * loss_packs;
 
-/// *place = x in the shared memory of another block of the cluster.
-template <class = void>
-__device__ void put_in_cluster(const float* place, unsigned block, float x) {
-  asm volatile(
-      "{\n.reg .u32 at;\n"
-      "mapa.shared::cluster.u32 at, %0, %1;\n"
-      "st.shared::cluster.f32 [at], %2;\n}" ::"r"(shared_address(place)),
-      "r"(block), "f"(x)
-      : "memory");
-}
-
 /// What a block says of its part of a row: powers are relative to `base`, the part's highest logit
 /// or, where all are minus infinity, 0.
 struct LossPart {
@@ -125,10 +114,7 @@ inline bool loss_hopper(cudaStream_t stream, View<const float> z, View<const flo
   constexpr Index least = Index{4} * loss_cluster * loss_threads / 2;
   if (z.cols < least || z.cols > most_loss_words || !in_packs(z) || !in_packs(tz)) return false;
   if (!runs_hopper_code()) return false;
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = loss_cluster;
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchAttribute cluster = in_clusters(loss_cluster);
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(grid(z.rows * loss_cluster));
   config.blockDim = dim3(loss_threads);

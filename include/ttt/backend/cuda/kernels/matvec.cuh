@@ -17,8 +17,8 @@ namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 namespace {
 
-/// What one x is multiplied with: weights that lie alike, results of any width. Each has the blocks
-/// from its first to the next one's.
+/// What one x is multiplied with: weights that lie alike, results of any width. Each has the
+/// blocks, or clusters, from its first to the next one's.
 constexpr int most_products = 3;
 template <class Element>
 struct Products {
@@ -32,9 +32,10 @@ template <class Element, class Stored, class X>
 __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
     matvec_kernel(X x, Products<Element> all, bool add) {
   let_next_begin();
-  const int which = blockIdx.x < all.first[1] ? 0 : blockIdx.x < all.first[2] ? 1 : 2;
+  const unsigned at = Stored::in_clusters ? cluster_index() : blockIdx.x;
+  const int which = at < all.first[1] ? 0 : at < all.first[2] ? 1 : 2;
   const View<const Element> w[] = {all.w[which]};
-  const Index row = blockIdx.y, block = blockIdx.x - all.first[which];
+  const Index row = blockIdx.y, block = at - all.first[which];
   typename X::InBlock made(x, row);
   Index col;
   float total[1];
@@ -80,7 +81,8 @@ __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
   typename X::InBlock made(x, row);
   Index col;
   float total[2];
-  const Index first = static_cast<Index>(blockIdx.x) * Stored::each;
+  const unsigned at = Stored::in_clusters ? cluster_index() : blockIdx.x;
+  const Index first = static_cast<Index>(at) * Stored::each;
   if (Stored::sums(made, w, first, col, total)) {
     g.gate(row, col) = total[0];
     g.up(row, col) = total[1];
@@ -89,7 +91,13 @@ __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
   made.write_down();
 }
 
-/// Calls f with the way weights are to be read that lie as these do.
+/// Calls f with the way weights are to be read that lie as these do, and again with another where
+/// it returns false.
+///
+/// What lies [in, out] is best read in long pieces of rows, but then there are few of them, and
+/// blocks must share the depth. That takes clusters, which begin late: all of one at once. They are
+/// for weights that take longer to read, from 8 MB on: of H200's 4.5 TB/s, 2560 x 2560 moves at 2.7
+/// and not 1.8, 5632 x 2560 at 3.1 and not 2.1; but 768 x 1664 would at 0.7 and not 1.
 template <class F>
 void with_storage(const View<const float>& x, const Weight<float>* w, int count, const F& f) {
   bool aligned = in_sixteens(x);
@@ -99,14 +107,25 @@ void with_storage(const View<const float>& x, const Weight<float>* w, int count,
     w[i].visit(
         [&](auto stored) { aligned = aligned && in_sixteens(stored) && stored.cols % 8 == 0; });
   }
-  constexpr Index many = 32 * 128;  // columns: enough blocks of 32 for every SM
+  constexpr Index many = 32 * 128;                 // columns: enough blocks of 32 for every SM
+  constexpr Index large = Index{4} * 1024 * 1024;  // elements
   if (w->transposed) {
     aligned ? f(StoredOutIn<true>()) : f(StoredOutIn<false>());
-  } else if (aligned) {
-    cols < many ? f(StoredInOut<16, true>()) : f(StoredInOut<32, true>());
-  } else {
+  } else if (!aligned) {
     f(StoredInOut<32, false>());
+  } else if (w->rows * cols < large || !code_overlaps<>() || !f(StoredInOut<128, true, true>())) {
+    cols < many ? f(StoredInOut<16, true>()) : f(StoredInOut<32, true>());
   }
+}
+
+/// The blocks that make so many groups of columns for each of some rows: where clusters do, each
+/// has as many blocks as an H200 can run of all at once, two an SM (cudaOccupancyMaxActiveClusters:
+/// 30 clusters of eight, 62 of four, 132 of two).
+template <class Stored>
+Blocks blocks_of(Index groups, Index rows) {
+  unsigned sharing = 1;
+  if (Stored::in_clusters) sharing = groups <= 30 ? 8 : groups <= 62 ? 4 : groups <= 132 ? 2 : 1;
+  return {dim3(grid(groups) * sharing, grid(rows)), sharing};
 }
 
 /// matvec_many_kernel, where it keeps every SM busy.
@@ -128,28 +147,28 @@ inline bool lie_alike(const Weight<float>& a, const Weight<float>& b) {
 
 /// Calls f with where the rows of x come from.
 template <class F>
-void with_x(const View<const float>& x, const SumAndNorm<float>* made_of, const F& f) {
-  made_of != nullptr ? f(MadeX{*made_of}) : f(GivenX{x});
+bool with_x(const View<const float>& x, const SumAndNorm<float>* made_of, const F& f) {
+  return made_of != nullptr ? f(MadeX{*made_of}) : f(GivenX{x});
 }
 
 inline void start_matvec(const Stream& stream, const View<const float>& x, const Weight<float>* w,
                          const View<float>* y, int count, bool add, const View<float>& copy,
                          const SumAndNorm<float>* made_of) {
   with_storage(x, w, count, [&]<class Stored>(Stored) {
-    w->visit([&]<class Element>(View<const Element>) {
+    return w->visit([&]<class Element>(View<const Element>) {
       Products<Element> all = {};
-      Index blocks = 0;
+      Index groups = 0;
       for (int i = 0; i < most_products; ++i) {
-        all.first[i] = grid(blocks);
+        all.first[i] = grid(groups);
         if (i >= count) continue;
         all.w[i] = w[i].template stored<Element>();
         all.y[i] = y[i];
-        blocks += blocks_for(y[i].cols, Stored::each);
+        groups += blocks_for(y[i].cols, Stored::each);
       }
       all.copy = copy;
-      with_x(x, made_of, [&]<class X>(const X& from) {
-        start(stream, matvec_kernel<Element, Stored, X>, dim3(grid(blocks), grid(x.rows)),
-              matvec_threads, from, all, add);
+      return with_x(x, made_of, [&]<class X>(const X& from) {
+        return start(stream, matvec_kernel<Element, Stored, X>, blocks_of<Stored>(groups, x.rows),
+                     matvec_threads, from, all, add);
       });
     });
   });
@@ -189,11 +208,11 @@ bool Launch<S>::gated(Stream stream, View<const S> x, Weight<S> w1, Weight<S> w3
     if (x.rows == 0 || w1.cols == 0 || w1.cols != w3.cols || !lie_alike(w1, w3)) return false;
     const Weight<float> both[] = {w1, w3};
     with_storage(x, both, 2, [&]<class Stored>(Stored) {
-      w1.visit([&]<class Element>(View<const Element> stored) {
-        const dim3 blocks(grid(blocks_for(w1.cols, Stored::each)), grid(x.rows));
+      return w1.visit([&]<class Element>(View<const Element> stored) {
+        const Blocks blocks = blocks_of<Stored>(blocks_for(w1.cols, Stored::each), x.rows);
         const Gate<Element> all{stored, w3.template stored<Element>(), gate, up, out};
-        with_x(x, made_of, [&]<class X>(const X& from) {
-          start(stream, gated_kernel<Element, Stored, X>, blocks, matvec_threads, from, all);
+        return with_x(x, made_of, [&]<class X>(const X& from) {
+          return start(stream, gated_kernel<Element, Stored, X>, blocks, matvec_threads, from, all);
         });
       });
     });

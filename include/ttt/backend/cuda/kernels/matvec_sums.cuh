@@ -63,21 +63,54 @@ __device__ Eight<Element> load_eight(const Element* at, Index count) {
 /// compiler saves registers and waits for one load after the other.
 constexpr int matvec_threads = row_threads, matvec_warps = matvec_threads / 32, matvec_blocks = 2;
 
-/// Weights stored [in, out]: a block makes some columns. Threads side by side have eight each; the
-/// lines of such threads share the depth.
-template <int columns, bool is_aligned>
+/// Adds what lanes `apart`, 2 · apart .. 16 from each other have; then calls put(i, sum) in one
+/// lane for every element. Each round halves what a lane has: what it gives away another sums up.
+template <int apart, int count, class Put>
+__device__ void sum_lanes(const float (&mine)[count], int first, bool owns, const Put& put) {
+  const bool is_high = (threadIdx.x & static_cast<unsigned>(apart)) != 0;
+  if constexpr (apart == 32) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      if (owns) put(first + i, mine[i]);
+    }
+  } else if constexpr (count % 2 == 0) {
+    constexpr int half = count / 2;
+    float sum[half];
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float given = shuffle_xor(is_high ? mine[i] : mine[half + i], apart);
+      sum[i] = (is_high ? mine[half + i] : mine[i]) + given;
+    }
+    sum_lanes<2 * apart>(sum, is_high ? first + half : first, owns, put);
+  } else {
+    float sum[count];
+#pragma unroll
+    for (int i = 0; i < count; ++i) sum[i] = mine[i] + shuffle_xor(mine[i], apart);
+    sum_lanes<2 * apart>(sum, first, owns && !is_high, put);
+  }
+}
+
+/// Weights stored [in, out]: a block, or a cluster, makes some columns. Threads side by side have
+/// eight each; the lines of such threads, in all blocks of the cluster, share the depth.
+template <int columns, bool is_aligned, bool clusters = false>
 struct StoredInOut {
-  static constexpr int each = columns;  // of a block
+  static constexpr int each = columns;  // of a block, or of a cluster
+  static constexpr bool in_clusters = clusters;
 
   /// Whether this thread has a column, its place from `first` on, and for every weight the sum of
   /// x[k] · w(k, column). Asks for weights, then waits for x.
   template <int count, class Element, class X>
   static __device__ bool sums(X& made, const View<const Element> (&w)[count], Index first,
                               Index& col, float (&total)[count]) {
-    constexpr int across = columns / 8, lines = matvec_threads / across;
-    constexpr int ahead = (sizeof(Element) > 2 ? 4 : 8) - (count > 1 ? 2 : 0);  // loads in flight
+    constexpr int across = columns / 8, own_lines = matvec_threads / across;
+    // Loads under way: what registers hold beside the sums and what makes x.
+    constexpr int most = count > 1 ? (clusters ? 8 : 6) : X::makes ? 8 : clusters ? 12 : 13;
+    constexpr int ahead = sizeof(Element) > 2 ? most / 2 : most;
     __shared__ float parts[count][matvec_warps][columns];
-    const int thread = static_cast<int>(threadIdx.x), line = thread / across;
+    [[maybe_unused]] std::conditional_t<clusters, Gathered<count * columns>, char> gathered;
+    const int rank = clusters ? static_cast<int>(cluster_rank()) : 0;
+    const int lines = clusters ? static_cast<int>(cluster_size()) * own_lines : own_lines;
+    const int thread = static_cast<int>(threadIdx.x), line = rank * own_lines + thread / across;
     const int mine = 8 * (thread % across), depth = static_cast<int>(w[0].rows);
     const Index left = w[0].cols - first - mine;
     Eight<Element> weights[ahead][count];
@@ -129,25 +162,27 @@ struct StoredInOut {
     }
 #pragma unroll
     for (int i = 0; i < count; ++i) {
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-#pragma unroll
-        for (int lanes = across; lanes < 32; lanes *= 2) {
-          sum[i][j] += shuffle_xor(sum[i][j], lanes);
-        }
-        if (thread % 32 < across) parts[i][thread / 32][mine + j] = sum[i][j];
-      }
+      sum_lanes<across>(sum[i], 0, true,
+                        [&](int j, float x) { parts[i][thread / 32][mine + j] = x; });
     }
+    if constexpr (clusters) gathered.meet();
     __syncthreads();
     col = first + thread;
-    if (thread >= columns || col >= w[0].cols) return false;
+    if (thread >= columns) return false;
 #pragma unroll
     for (int i = 0; i < count; ++i) {
       total[i] = 0;
 #pragma unroll
       for (int warp = 0; warp < matvec_warps; ++warp) total[i] += parts[i][warp][thread];
+      if constexpr (clusters) gathered.give(i * columns + thread, total[i]);
     }
-    return true;
+    if constexpr (clusters) {
+      if (rank > 0) return false;
+      gathered.await();
+#pragma unroll
+      for (int i = 0; i < count; ++i) total[i] = gathered.sum(i * columns + thread);
+    }
+    return col < w[0].cols;
   }
 };
 
@@ -155,6 +190,7 @@ struct StoredInOut {
 template <bool is_aligned>
 struct StoredOutIn {
   static constexpr int each = matvec_warps;
+  static constexpr bool in_clusters = false;
 
   template <int count, class Element, class X>
   static __device__ bool sums(X& made, const View<const Element> (&w)[count], Index first,

@@ -16,7 +16,7 @@ namespace {
 /// Some bytes on the way into shared memory; those that this thread asked for are there.
 template <int bytes>
 __device__ void ask_copy(void* to, const void* from) {
-  const auto at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  const unsigned at = shared_address(to);
   if constexpr (bytes == 16) {  // past the L1 cache
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
   } else {
@@ -28,12 +28,15 @@ __device__ inline void wait_for_asked() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-/// Rows that lie in memory. Of each source: prepare() may only touch weights, row() comes behind
+/// Rows that lie in memory. Of each source: `makes` says whether it takes registers to have them,
+/// prepare() may only touch weights, row() comes behind
 /// wait_for_previous(), write_down() at the end; all are for whole blocks.
 struct GivenX {
   View<const float> x;
 
   struct InBlock {
+    static constexpr bool makes = false;
+
     const float* at;
     __device__ InBlock(const GivenX& from, Index row) : at(from.x.row(row)) {}
     __device__ void prepare() const {}
@@ -59,6 +62,8 @@ struct MadeX {
 
   class InBlock {
    public:
+    static constexpr bool makes = true;
+
     __device__ InBlock(const MadeX& from, Index row) : all_(from.all), row_(row) {
       __shared__ float4 rows[2][most_made / 4];
       made_ = reinterpret_cast<float*>(rows[0]);

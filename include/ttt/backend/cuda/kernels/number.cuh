@@ -316,6 +316,11 @@ bool with_head_dim(Index d, const F& f) {
 /// Threads that share a row.
 constexpr unsigned row_threads = 256;
 
+/// Where something lies in shared memory, as instructions name it.
+__device__ inline unsigned shared_address(const void* at) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(at));
+}
+
 /// The L2 cache is to have what lies there: the sector, or a multiple of sixteen bytes.
 __device__ inline void bring_nearer(const void* at) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(at));

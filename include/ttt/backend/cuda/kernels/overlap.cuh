@@ -8,7 +8,7 @@
 
 #include <utility>
 
-#include <ttt/backend/cuda/kernels/number.cuh>
+#include <ttt/backend/cuda/kernels/cluster.cuh>
 #include <ttt/backend/cuda/stream.hpp>
 
 namespace ttt::inline TTT_ABI {
@@ -54,20 +54,36 @@ bool code_overlaps() {
   return false;
 }
 
-/// Puts a kernel on the stream that says wait_for_previous().
+/// Blocks of a kernel, of which so many side by side along x are a cluster.
+struct Blocks {
+  dim3 all;
+  unsigned of_cluster = 1;
+
+  Blocks(dim3 all_, unsigned of_cluster_ = 1) : all(all_), of_cluster(of_cluster_) {}
+};
+
+/// Puts a kernel on the stream that says wait_for_previous(). False, and nothing done, where a
+/// cluster finds no room.
 template <class... Parameters, class... Arguments>
-void start(const Stream& stream, void (*kernel)(Parameters...), dim3 blocks, unsigned threads,
-           Arguments&&... arguments) {
-  cudaLaunchAttribute early = {};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+bool start(const Stream& stream, void (*kernel)(Parameters...), const Blocks& blocks,
+           unsigned threads, Arguments&&... arguments) {
+  cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t how = {};
-  how.gridDim = blocks;
+  how.gridDim = blocks.all;
   how.blockDim = dim3(threads);
   how.stream = stream.handle;
-  how.attrs = &early;
-  how.numAttrs = stream.overlaps && code_overlaps<>() ? 1u : 0u;
-  static_cast<void>(cudaLaunchKernelEx(&how, kernel, std::forward<Arguments>(arguments)...));
+  how.attrs = attributes;
+  if (stream.overlaps && code_overlaps<>()) {
+    cudaLaunchAttribute& early = attributes[how.numAttrs++];
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (blocks.of_cluster > 1) attributes[how.numAttrs++] = in_clusters(blocks.of_cluster);
+  const cudaError_t status =
+      cudaLaunchKernelEx(&how, kernel, std::forward<Arguments>(arguments)...);
+  if (status == cudaSuccess || blocks.of_cluster == 1) return true;
+  static_cast<void>(cudaGetLastError());
+  return false;
 }
 
 }  // namespace

@@ -223,10 +223,7 @@ bool start_product(cudaStream_t stream, const ProductMaps& maps, Index rows, Ind
   if (!with_shared_memory(kernel, Tiles::bytes)) return false;
   const ProductWork work(rows, columns);
   const Index pairs = multiprocessors() / 2;
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = 2;
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchAttribute cluster = in_clusters(2);
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(grid(2 * (work.count < pairs ? Index{work.count} : pairs)));
   config.blockDim = dim3(product_threads);

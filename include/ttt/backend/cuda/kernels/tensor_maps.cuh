@@ -6,6 +6,7 @@
 
 #include <cuda.h>
 
+#include <ttt/backend/cuda/kernels/cluster.cuh>
 #include <ttt/backend/cuda/kernels/hopper_rings.cuh>
 
 namespace ttt::inline TTT_ABI {
@@ -53,18 +54,8 @@ bool describe_boxes(const View<Element>& matrix, int rows, CUtensorMap& map) {
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-// ---- clusters -----------------------------------------------------------------------------------
+// ---- copies -------------------------------------------------------------------------------------
 
-/// Says that this thread has come, and waits for those of the cluster. What blocks wrote before
-/// they came, in each other's memory too, is seen behind.
-template <class = void>  // so that two units of a program may have it
-__device__ void come_in_cluster() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-template <class = void>
-__device__ void await_cluster() {
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
 /// Arrives at the barrier that lies at the same place in another block of the cluster.
 __device__ inline void arrive_in_cluster(std::uint64_t* barrier, unsigned block) {
   asm volatile(
@@ -74,8 +65,6 @@ __device__ inline void arrive_in_cluster(std::uint64_t* barrier, unsigned block)
       "r"(block)
       : "memory");
 }
-
-// ---- copies -------------------------------------------------------------------------------------
 
 /// Arrives, and lets the phase end when so many bytes have come, too.
 __device__ inline void expect_bytes(std::uint64_t* barrier, int bytes) {

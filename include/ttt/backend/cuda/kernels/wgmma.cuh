@@ -48,10 +48,6 @@ __device__ inline int group_index() {
   return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / group_threads, 0);
 }
 
-__device__ inline unsigned shared_address(const void* at) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(at));
-}
-
 /// Where tiles may begin in memory that has 1024 bytes to spare.
 __device__ inline unsigned aligned_address(const void* at) {
   return (shared_address(at) + 1023) / 1024 * 1024;
