@@ -133,7 +133,7 @@ TEST_CASE("factors that are rounded where they are made are what rounding makes 
       }
     }
   }
-  CHECK_FALSE(Fast::rounds_factors(8, 72));    // few rows multiply weights where they lie
+  CHECK_FALSE(Fast::rounds_factors(2, 72));    // few rows multiply weights where they lie
   CHECK_FALSE(Fast::rounds_factors(100, 70));  // rows that do not lie in eights
 }
 

@@ -24,10 +24,12 @@ void check_near(const Matrix<float>& got, const Matrix<double>& want) {
   CHECK(got.guarded());
 }
 
+constexpr Index few = 2;
+
 /// Few rows and one too many, depths and gaps that eights divide and others, every form of weight.
 template <class Check>
 void for_weights(const Check& check) {
-  for (Index rows : {1, 2, 8, 9}) {
+  for (Index rows : {Index{1}, few, few + 1}) {
     for (Index depth : {1, 8, 100, 768, 1032}) {
       for (Index gap : {0, 3, 8}) {
         for (const bool transposed : {false, true}) {
@@ -132,9 +134,9 @@ TEST_CASE("products of one x at once are the products") {
         done = gpu.matmul_each(call(x.view()), weights, to);
       }
       const bool are_alike = cols[0] == cols[1] && cols[1] == cols[2];
-      if (rows <= 8 || !are_alike) CHECK(done == (rows <= 8));
+      if (rows <= few || !are_alike) CHECK(done == (rows <= few));
       if (!done) CHECK(same_bits(y, untouched));
-      if (rows > 8) continue;
+      if (rows > few) continue;
       for (std::size_t i = 0; i < 3; ++i) {
         auto want = untouched[i].as<double>();
         exact.matmul(x.as<double>().view(), w[i].as<double>().weight(), want.view(),
@@ -143,6 +145,52 @@ TEST_CASE("products of one x at once are the products") {
       }
     }
   });
+}
+
+TEST_CASE("blocks that share the depth of a large weight add up to the product") {
+  Random random{10};
+  const Fast gpu;
+  struct Large {
+    Index depth;
+    std::array<Index, 3> cols;
+  };
+  for (const auto& [depth, cols] : {Large{2053, {1032, 1000, 24}}, Large{600, {7000, 8, 8}},
+                                    Large{300, {16300, 16, 40}}, Large{5000, {840, 0, 0}}}) {
+    for (Index rows : {Index{1}, few}) {
+      for (const bool narrow : {false, true}) {
+        CAPTURE(depth);
+        CAPTURE(rows);
+        CAPTURE(narrow);
+        const auto x = Matrix<float>::input(random, rows, depth, 4 - depth % 4);
+        std::vector<StoredWeight<float>> w;
+        std::vector<Matrix<float>> y;
+        for (const Index each : cols) {
+          if (each == 0) continue;
+          w.emplace_back(random, Shape{depth, each}, false, narrow, 8);
+          y.push_back(Matrix<float>::output(rows, each, 4));
+        }
+        {
+          StagedCall<Fast> call(gpu);
+          const View<const float> from = call(x.view());
+          if (w.size() == 1) {
+            gpu.matmul(from, call(w[0].weight()), call(y[0].view()), Write::Replace);
+          } else {
+            const std::array<Weight<float>, 3> weights{call(w[0].weight()), call(w[1].weight()),
+                                                       call(w[2].weight())};
+            const std::array<View<float>, 3> to{call(y[0].view()), call(y[1].view()),
+                                                call(y[2].view())};
+            CHECK(gpu.matmul_each(from, weights, to));
+          }
+        }
+        for (std::size_t i = 0; i < w.size(); ++i) {
+          auto want = y[i].as<double>();
+          exact.matmul(x.as<double>().view(), w[i].as<double>().weight(), want.view(),
+                       Write::Replace);
+          check_near(y[i], want);
+        }
+      }
+    }
+  }
 }
 
 TEST_CASE("a head's many columns are the product's") {
@@ -234,7 +282,7 @@ TEST_CASE("a gate, what it gates and both together are the three") {
         done = gpu.gated(call(x.view()), call(w1.weight()), call(w3.weight()), call(gate.view()),
                          call(up.view()), call(out.view()));
       }
-      CHECK(done == (rows <= 8));
+      CHECK(done == (rows <= few));
       if (!done) CHECK(same_bits(results(gate, up, out), results(untouched, untouched, untouched)));
       if (!done) continue;
       auto gate_ = untouched.as<double>(), up_ = gate_, out_ = gate_;
@@ -425,7 +473,7 @@ TEST_CASE("a product, its sum and the norm of that have the bits that they have 
           const auto got = run(gpu, false);
           CHECK(same_bits(got, run(gpu, true)));
           CHECK(same_bits(got, run(at_once, false)));
-          if (rows > 8) continue;  // rounded
+          if (rows > few) continue;  // rounded
           auto x = got[1].as<double>(), h = sum.h.as<double>(), y = h;
           exact.matmul(in.as<double>().view(), w.as<double>().weight(), x.view(), Write::Replace);
           if (has_norm) {
@@ -447,7 +495,7 @@ TEST_CASE("a product, its sum and the norm of that have the bits that they have 
 TEST_CASE("a product waits for its sum only, and for no norm that would be in its way") {
   Random random{8};
   const Fast gpu;
-  const Index rows = 3, width = 40;
+  const Index rows = few, width = 40;
   const Sum sum(random, rows, width, 0, true, true);
   const auto in = Matrix<float>::input(random, rows, width);
   const StoredWeight<float> w(random, {width, width}, false, true);

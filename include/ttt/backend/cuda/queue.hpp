@@ -160,7 +160,8 @@ class Queue {
   bool attention_of_few(In q, Cache<const bfloat16> keys, Cache<const bfloat16> values,
                         const AttentionShape& shape, const Place& place, Out o, Out lse) const
       requires(fast) {
-    if (q.rows > TensorCores::few_rows || q.rows * shape.heads > Device::counters) return false;
+    constexpr Index few = 8;
+    if (q.rows > few || q.rows * shape.heads > Device::counters) return false;
     tensor_cores_->forget();
     return device_->with_scratch(
         Launch<S>::attention_decode_scratch(shape, keys.slots, q.rows), [&](void* scratch) {

@@ -29,8 +29,10 @@ namespace cuda::detail {
 /// as these are on it. Until something else is, products find the operands they share rounded.
 class TensorCores {
  public:
-  /// Rows up to which a product reads its weights at the speed of the memory, without this.
-  static constexpr Index few_rows = 8;
+  /// Rows up to which products are without this, at the speed of the memory: weights are read once
+  /// a row. Of an H200's, two rows of the 125m model are faster so by a fifth, two of the 3b model
+  /// slower by a sixth; from three on the tensor cores win.
+  static constexpr Index few_rows = 2;
   static constexpr Index row_alignment = 8;  // elements: 16 bytes
 
   /// Without `remember`, every product rounds anew: a caller who has the stream may put kernels of

@@ -65,7 +65,8 @@ __device__ inline void put_in_cluster([[maybe_unused]] const float* place,
 }
 
 /// Brings `count` numbers of every block to the first one's shared memory. Every thread makes one
-/// of these as its kernel begins, and meets before the first is given.
+/// of these as its kernel begins, and meets before the first is given. Numbers are sent, and who
+/// sends ends: were they written before all meet again, a step of the 3b preset would take 7 % more.
 template <int count>
 class Gathered {
  public:

@@ -96,8 +96,8 @@ __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
 ///
 /// What lies [in, out] is best read in long pieces of rows, but then there are few of them, and
 /// blocks must share the depth. That takes clusters, which begin late: all of one at once. They are
-/// for weights that take longer to read, from 8 MB on: of H200's 4.5 TB/s, 2560 x 2560 moves at 2.7
-/// and not 1.8, 5632 x 2560 at 3.1 and not 2.1; but 768 x 1664 would at 0.7 and not 1.
+/// for weights that take longer to read, from 8 MB on: of an H200's 4.5 TB/s, 2560 x 2560 gets 2.7
+/// and not 1.8, 5632 x 2560 3.1 and not 2.1; but 768 x 768 would get 0.5 and not 0.7.
 template <class F>
 void with_storage(const View<const float>& x, const Weight<float>* w, int count, const F& f) {
   bool aligned = in_sixteens(x);
@@ -107,24 +107,24 @@ void with_storage(const View<const float>& x, const Weight<float>* w, int count,
     w[i].visit(
         [&](auto stored) { aligned = aligned && in_sixteens(stored) && stored.cols % 8 == 0; });
   }
-  constexpr Index many = 32 * 128;                 // columns: enough blocks of 32 for every SM
-  constexpr Index large = Index{4} * 1024 * 1024;  // elements
+  constexpr Index many = 32 * 128, most = 128 * 128;  // columns: blocks of 32, 128 for every SM
+  constexpr Index large = Index{4} * 1024 * 1024;     // elements
+  const bool share = w->rows * cols >= large && cols <= most && code_overlaps<>();
   if (w->transposed) {
     aligned ? f(StoredOutIn<true>()) : f(StoredOutIn<false>());
   } else if (!aligned) {
     f(StoredInOut<32, false>());
-  } else if (w->rows * cols < large || !code_overlaps<>() || !f(StoredInOut<128, true, true>())) {
+  } else if (!share || !f(StoredInOut<128, true, true>())) {
     cols < many ? f(StoredInOut<16, true>()) : f(StoredInOut<32, true>());
   }
 }
 
 /// The blocks that make so many groups of columns for each of some rows: where clusters do, each
 /// has as many blocks as an H200 can run of all at once, two an SM (cudaOccupancyMaxActiveClusters:
-/// 30 clusters of eight, 62 of four, 132 of two).
+/// 30 clusters of eight, 62 of four, 132 of two). One alone is none: it could reach nobody.
 template <class Stored>
 Blocks blocks_of(Index groups, Index rows) {
-  unsigned sharing = 1;
-  if (Stored::in_clusters) sharing = groups <= 30 ? 8 : groups <= 62 ? 4 : groups <= 132 ? 2 : 1;
+  const unsigned sharing = !Stored::in_clusters ? 1 : groups <= 30 ? 8 : groups <= 62 ? 4 : 2;
   return {dim3(grid(groups) * sharing, grid(rows)), sharing};
 }
 
