@@ -53,6 +53,7 @@ struct Backend {
   void to_host(const float*, float*, Index) const {}
   void to_host(const bfloat16*, bfloat16*, Index) const {}
   void to_host(const Token*, Token*, Index) const {}
+  void to_host(const NextToken<float>*, NextToken<float>*, Index) const {}
   void copy(const float*, float*, Index) const {}
   void fill(float, float*, Index) const {}
   void widen(W, V) const {}

@@ -103,8 +103,9 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
                            Cache<const typename B::CacheScalar> read_cache, AttentionShape shape,
                            RopeLayout layout, Index n, double x, const double* frequencies,
                            const typename B::Scalar* flat, typename B::Scalar* flat_out,
-                           Token* tokens_out, NextToken<typename B::Scalar>* next_out,
-                           const bfloat16* narrow, bfloat16* narrow_out, void (*task)(Index)) {
+                           Token* tokens_out, const NextToken<typename B::Scalar>* next,
+                           NextToken<typename B::Scalar>* next_out, const bfloat16* narrow,
+                           bfloat16* narrow_out, void (*task)(Index)) {
   typename B::Scalar;
   typename B::CacheScalar;
   typename B::template Buffer<Token>;
@@ -122,6 +123,7 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   b.to_device(narrow, narrow_out, n);
   b.to_host(flat, flat_out, n);
   b.to_host(tokens, tokens_out, n);
+  b.to_host(next, next_out, n);
   b.to_host(narrow, narrow_out, n);
   b.copy(flat, flat_out, n);
   b.fill(typename B::Scalar{}, flat_out, n);

@@ -64,20 +64,21 @@ __device__ inline void put_in_cluster([[maybe_unused]] const float* place,
 #endif
 }
 
-/// Brings `count` numbers of every block to the first one's shared memory. Every thread makes one
-/// of these as its kernel begins, and meets before the first is given. Numbers are sent, and who
-/// sends ends: were they written before all meet again, a step of the 3b preset would take 7 % more.
+/// Brings `count` numbers of every other block to the first one's shared memory. Every thread makes
+/// one of these as its kernel begins, and meets before the first is given. Numbers are sent, and
+/// who sends ends: were they written before all meet again, a step of the 3b preset would take 7 %
+/// more.
 template <int count>
 class Gathered {
  public:
   __device__ Gathered() {
     __shared__ std::uint64_t arrived[1];
-    __shared__ float parts[most][count];
+    __shared__ float parts[most - 1][count];
     arrived_ = arrived;
     parts_ = parts;
 #if TTT_CUDA_CLUSTERS
     if (threadIdx.x == 0 && cluster_rank() == 0) {
-      const unsigned bytes = cluster_size() * count * unsigned{sizeof(float)};
+      const unsigned bytes = (cluster_size() - 1) * count * unsigned{sizeof(float)};
       asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(arrived))
                    : "memory");
       asm volatile(
@@ -95,7 +96,7 @@ class Gathered {
     await_cluster();
   }
 
-  /// Gives this block's i-th number; nobody waits for it.
+  /// Gives this block's i-th number, which is not the first; nobody waits for it.
   __device__ void give([[maybe_unused]] int i, [[maybe_unused]] float x) const {
 #if TTT_CUDA_CLUSTERS
     asm volatile(
@@ -103,13 +104,13 @@ class Gathered {
         "mapa.shared::cluster.u32 to, %0, 0;\n"
         "mapa.shared::cluster.u32 barrier, %1, 0;\n"
         "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [to], %2, [barrier];\n}" ::
-            "r"(shared_address(&parts_[cluster_rank()][i])),
+            "r"(shared_address(&parts_[cluster_rank() - 1][i])),
         "r"(shared_address(arrived_)), "r"(__float_as_uint(x))
         : "memory");
 #endif
   }
 
-  /// In the first block: waits until all have given all.
+  /// In the first block: waits until all others have given all.
   __device__ void await() const {
 #if TTT_CUDA_CLUSTERS
     asm volatile(
@@ -119,11 +120,10 @@ class Gathered {
         : "memory");
 #endif
   }
-  /// Then: the sum of the blocks' i-th numbers, in their order.
-  __device__ float sum(int i) const {
-    float total = parts_[0][i];
-    for (unsigned block = 1; block < cluster_size(); ++block) total += parts_[block][i];
-    return total;
+  /// Then: the sum of the blocks' i-th numbers, in their order; the first's own is given here.
+  __device__ float sum(int i, float own) const {
+    for (unsigned block = 1; block < cluster_size(); ++block) own += parts_[block - 1][i];
+    return own;
   }
 
  private:

@@ -174,13 +174,15 @@ struct StoredInOut {
       total[i] = 0;
 #pragma unroll
       for (int warp = 0; warp < matvec_warps; ++warp) total[i] += parts[i][warp][thread];
-      if constexpr (clusters) gathered.give(i * columns + thread, total[i]);
+      if constexpr (clusters) {
+        if (rank > 0) gathered.give(i * columns + thread, total[i]);
+      }
     }
     if constexpr (clusters) {
       if (rank > 0) return false;
       gathered.await();
 #pragma unroll
-      for (int i = 0; i < count; ++i) total[i] = gathered.sum(i * columns + thread);
+      for (int i = 0; i < count; ++i) total[i] = gathered.sum(i * columns + thread, total[i]);
     }
     return col < w[0].cols;
   }
