@@ -126,6 +126,39 @@ TEST_CASE("batch: steps from a graph have the bits of steps one by one") {
   }
 }
 
+TEST_CASE("batch: documents go on when one of them has met a stop token") {
+  const auto check = [](const auto& gpu, const Config& config, Index sequences, bool exact) {
+    const auto weights = initialise<Reader>(config, gpu, 3, 0.1);
+    Batch batch(weights, learner, sequences);
+    Random random{44};
+    const Texts start = texts(random, std::vector<Index>(static_cast<std::size_t>(sequences), 5));
+    batch.read(start);
+    const auto all = batch.generate(2 * chunk, Greedy{});
+    const Token stop = all[1][4];
+    batch.reset();
+    batch.read(start);
+    const auto got = batch.generate(2 * chunk, Greedy{}, {.stop_tokens = {&stop, 1}});
+    // Fewer rows have other kernels, and in bfloat16 other bits.
+    std::ptrdiff_t same = 2 * chunk;
+    for (const auto& made : all) {
+      if (!exact) same = std::min(same, std::ranges::find(made, stop) - made.begin());
+    }
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      CAPTURE(i);
+      const auto end = std::min(std::ranges::find(all[i], stop), all[i].begin() + same);
+      REQUIRE(std::ssize(got[i]) >= end - all[i].begin());
+      CHECK(std::equal(all[i].begin(), end, got[i].begin()));
+      CHECK(std::ranges::find(got[i], stop) == got[i].end());
+      if (exact) CHECK(std::ssize(got[i]) == end - all[i].begin());
+    }
+    if (exact) CHECK(std::ssize(got[1]) <= 4);
+    const auto more = batch.generate(chunk, Greedy{});  // all of them again
+    for (const auto& made : more) CHECK(std::ssize(made) == chunk);
+  };
+  check(Exact(), config(8, 40), 3, true);
+  for (const Index sequences : {2, 3, 11}) check(Fast(), config(64, 100), sequences, false);
+}
+
 TEST_CASE("batch: so it does in bfloat16, and the same bits every time") {
   const Fast gpu;
   for (const Index sequences : {1, 3, 8, 11}) check(gpu, config(64, 100), sequences, 0.1);

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Factors of products that are rounded where they are made: the bits that rounding them later
 // gives.
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstring>
+#include <support/backends.hpp>
 #include <support/equivalence.hpp>
 #include <support/primitives.hpp>
 #include <vector>
@@ -37,6 +40,10 @@ class Result {
     std::vector<bfloat16> out(size);
     if (factor_.narrow) {
       gpu_.to_host(factor_.rounded().data, out.data(), factor_.shape().size());
+      const auto [rows, cols] = factor_.shape();
+      const Index used = rows * Factor<float>::narrow_cols(cols);
+      const auto rest = on_host(gpu_, memory_.data() + used, rows * cols - used);
+      CHECK(std::ranges::all_of(rest, [](float x) { return x == 7.0f; }));
     } else {
       std::vector<float> values(size);
       gpu_.to_host(factor_.values().data, values.data(), factor_.shape().size());
@@ -85,6 +92,14 @@ std::vector<std::vector<std::uint16_t>> make_all(const Fast& gpu, Index rows, In
     all.push_back(first.bits());
     all.push_back(second.bits());
   };
+  const auto make_with_sums = [&](Index width, const auto& primitive) {
+    auto sums = gpu.allocate<float>(width);
+    gpu.fill(0.0f, sums.data(), width);
+    make([&](auto to) { primitive(to, View<float>(sums.data(), 1, width)); });
+    const auto values = on_host(gpu, sums.data(), width);
+    auto& bits = all.emplace_back(2 * values.size());
+    std::memcpy(bits.data(), values.data(), values.size() * sizeof(float));
+  };
   make([&](auto to) { gpu.rms_norm(x, norm, to, inverse); });
   make([&](auto to) {  // of a sum that is made with it
     auto sum = gpu.allocate<float>(rows * cols);
@@ -100,6 +115,13 @@ std::vector<std::vector<std::uint16_t>> make_all(const Fast& gpu, Index rows, In
     gpu.rms_norm_backward_tangent(x, tx, norm, inverse, tinverse, dy, tdy, to, Write::Replace,
                                   none);
   });
+  make_with_sums(cols, [&](auto to, auto dscale) {
+    gpu.rms_norm_backward(x, norm, inverse, dy, to, Write::Replace, dscale);
+  });
+  make_with_sums(cols, [&](auto to, auto dscale) {
+    gpu.rms_norm_backward_tangent(x, tx, norm, inverse, tinverse, dy, tdy, to, Write::Replace,
+                                  dscale);
+  });
   for (const RopeLayout layout : {RopeLayout::Interleaved, RopeLayout::HalfSplit}) {
     make([&](auto to) {
       gpu.head_norm_rope_backward(x, head_norm, of_heads, angles, layout, dy, to, none);
@@ -107,6 +129,9 @@ std::vector<std::vector<std::uint16_t>> make_all(const Fast& gpu, Index rows, In
     make([&](auto to) {
       gpu.head_norm_rope_backward_tangent(x, tx, head_norm, of_heads, tof_heads, angles, layout, dy,
                                           tdy, to, none);
+    });
+    make_with_sums(d, [&](auto to, auto dscale) {
+      gpu.head_norm_rope_backward(x, head_norm, of_heads, angles, layout, dy, to, dscale);
     });
   }
   make([&](auto to) { gpu.swiglu(x, g, to); });

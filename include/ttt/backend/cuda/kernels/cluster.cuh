@@ -77,14 +77,9 @@ class Gathered {
     arrived_ = arrived;
     parts_ = parts;
 #if TTT_CUDA_CLUSTERS
-    if (threadIdx.x == 0 && cluster_rank() == 0) {
-      const unsigned bytes = (cluster_size() - 1) * count * unsigned{sizeof(float)};
+    if (expects()) {
       asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(arrived))
                    : "memory");
-      asm volatile(
-          "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(arrived)),
-          "r"(bytes)
-          : "memory");
       asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncwarp();
@@ -94,6 +89,14 @@ class Gathered {
   /// Waits until all blocks have begun. For whole warps.
   __device__ void meet() const {
     await_cluster();
+#if TTT_CUDA_CLUSTERS
+    if (!expects()) return;
+    const unsigned bytes = (cluster_size() - 1) * count * unsigned{sizeof(float)};
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(arrived_)),
+        "r"(bytes)
+        : "memory");
+#endif
   }
 
   /// Gives this block's i-th number, which is not the first; nobody waits for it.
@@ -128,6 +131,10 @@ class Gathered {
 
  private:
   static constexpr int most = 8;  // blocks of a cluster, on any GPU that has them
+
+  static __device__ bool expects() {
+    return threadIdx.x == 0 && cluster_rank() == 0;
+  }
 
   std::uint64_t* arrived_;
   float (*parts_)[count];
