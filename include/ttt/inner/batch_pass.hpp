@@ -82,8 +82,8 @@ class BatchPass {
   }
   /// Bytes beside scratch.
   static Index bytes(const Model& model, Index sequences, Index rows) {
-    return sequences * ((2 * rows + model.config().vocabulary + 2) * Index{sizeof(Scalar)} +
-                        (2 * rows + 1) * Index{sizeof(Token)});
+    return sequences * ((2 * rows + model.config().vocabulary) * Index{sizeof(Scalar)} +
+                        2 * rows * Index{sizeof(Token)} + Index{sizeof(NextToken<Scalar>)});
   }
 
   /// The pieces of the next pass, one a document; they lie under one another in this order. Its

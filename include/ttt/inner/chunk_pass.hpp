@@ -41,8 +41,9 @@ class ChunkPass {
   }
   /// Bytes of what such passes take beside scratch.
   static Index bytes(const Model& model, Index rows, Index ahead) {
-    return (2 * rows + model.config().vocabulary + 2) * static_cast<Index>(sizeof(Scalar)) +
-           (rows + 2 + Ahead::tokens(rows, ahead)) * static_cast<Index>(sizeof(Token));
+    return (2 * rows + model.config().vocabulary) * Index{sizeof(Scalar)} +
+           (rows + 1 + Ahead::tokens(rows, ahead)) * Index{sizeof(Token)} +
+           Index{sizeof(NextToken<Scalar>)};
   }
 
   /// The lower half of several blocks at once, see LookAhead: their keys and values go into the
