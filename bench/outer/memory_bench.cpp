@@ -69,7 +69,7 @@ struct Gpu : Cpu {
   using CacheScalar = bfloat16;
   using Cpu::axpby;
   void narrow(const float*, bfloat16*, Index) const {}
-  static constexpr bool rounds_factors(Index rows, Index cols) { return rows > 8 && cols % 8 == 0; }
+  static constexpr bool rounds_factors(Index rows, Index cols) { return rows > 2 && cols % 8 == 0; }
   void axpby(double, const float*, double, float*, Index, bfloat16*) const {}
   static Index cross_entropy_scratch(Index rows, Index vocabulary) {
     return std::min<Index>(rows, (1 << 27) / vocabulary) * vocabulary * 3 / 2;

@@ -103,8 +103,8 @@ class BatchWeights {
                                                .weights = vector(0, place),
                                                .size = plan_.learned,
                                                .parts = sizes_},
-                                vector(1, place), sequences_ * plan_.learned,
-                                narrow_.data() + (narrows<B> ? first : 0));
+                                narrow_.data() + (narrows<B> ? first : 0),
+                                [&](Index i) { return vector(i + 1, place); });
     count(step, counters);
   }
 

@@ -97,14 +97,14 @@ concept Learner = requires(const L& learner, const B& backend, const ParameterNa
 
 namespace detail {
 
-/// The update of some weights, whose slots lie `apart` from one another from the first on and,
-/// where the backend narrows, whose rounded copy is kept beside: by the learner or behind its step.
-template <class B, class L>
+/// The update of some weights, whose i-th slot is at slot_at(i) and, where the backend narrows,
+/// whose rounded copy is kept beside: by the learner or behind its step.
+template <class B, class L, class SlotAt>
 Step take_step(const B& backend, const L& learner, Update<typename B::Scalar> update,
-               typename B::Scalar* first_slot, Index apart, bfloat16* copy) {
+               bfloat16* copy, const SlotAt& slot_at) {
   constexpr bool rounds = narrows<B> && rounds_weights<L>;
   typename B::Scalar* slots[L::slots + 1] = {};
-  for (std::size_t i = 0; i < L::slots; ++i) slots[i] = first_slot + static_cast<Index>(i) * apart;
+  for (std::size_t i = 0; i < L::slots; ++i) slots[i] = slot_at(static_cast<Index>(i));
   update.slots = slots;
   if (rounds) update.copy = copy;
   const Step step = learner.update(backend, update);

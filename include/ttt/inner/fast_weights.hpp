@@ -105,13 +105,14 @@ class FastWeights {
   void step(const WeightsType& weights, const LearnerType& learner, const Plan& plan,
             State& state) {
     Counters& counters = state.counters;
-    const Step step = take_step(weights.backend(), learner,
-                                Update<Scalar>{.gradient = gradient_.data(),
-                                               .step = counters.inner_steps,
-                                               .weights = state.learned.data(),
-                                               .size = plan.learned,
-                                               .parts = parts_},
-                                state.learned.data() + plan.learned, plan.learned, narrow_.data());
+    const Step step = take_step(
+        weights.backend(), learner,
+        Update<Scalar>{.gradient = gradient_.data(),
+                       .step = counters.inner_steps,
+                       .weights = state.learned.data(),
+                       .size = plan.learned,
+                       .parts = parts_},
+        narrow_.data(), [&](Index i) { return state.learned.data() + (i + 1) * plan.learned; });
     count(step, counters);
   }
 

@@ -146,8 +146,9 @@ class InnerStates {
             Index steps) {
     Update<Scalar> update = update_at(from, s, steps);
     update.weights = weights(to) + s * learned_;
-    const Step step = take_step(backend, learner, update, slots_at(to) + s * learned_, all_,
-                                narrows<B> ? copy(to) + s * learned_ : nullptr);
+    const Step step =
+        take_step(backend, learner, update, narrows<B> ? copy(to) + s * learned_ : nullptr,
+                  [&](Index i) { return slots_at(to) + i * all_ + s * learned_; });
     if (!step.taken) stay(s, to);
     return step;
   }

@@ -149,10 +149,13 @@ class Device {
   static constexpr int sum_blocks = 512;
   double* partial_sums() const { return partial_sums_; }
   /// Memory of the host that the GPU can write to by itself, for results that are waited for. Held
-  /// while `results_lock` is.
+  /// while `results_lock` is; `try_results_lock` may hold nothing.
   static constexpr std::size_t result_bytes = 4096;
   void* results() const { return results_; }
   std::unique_lock<std::mutex> results_lock() const { return std::unique_lock(results_mutex_); }
+  std::unique_lock<std::mutex> try_results_lock() const {
+    return std::unique_lock(results_mutex_, std::try_to_lock);
+  }
 
  private:
   /// With a `purpose`, makes the stream.

@@ -143,7 +143,7 @@ class PendingWork {
   }
 
  private:
-  static constexpr Index most_sums = 8 * 4096;  // elements: rows of a model's width
+  static constexpr Index most_sums = 2 * 4096;  // elements: few rows of a model's width
 
   void start_product() {
     if (!product_) return;

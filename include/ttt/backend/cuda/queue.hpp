@@ -8,6 +8,7 @@
 #include <cstring>
 #include <initializer_list>
 #include <memory>
+#include <mutex>
 #include <utility>
 
 #include <ttt/backend/cuda/device.hpp>
@@ -74,12 +75,14 @@ class Queue {
   void to_host(const T* from, T* host, Index size) const {
     if (size == 0) return;
     const std::size_t bytes = static_cast<std::size_t>(size) * sizeof(T);
-    if (bytes > Device::result_bytes) {
+    // What is small comes to memory that needs no help of the driver's, unless another thread
+    // has it.
+    const auto lock = bytes <= Device::result_bytes ? device_->try_results_lock()
+                                                    : std::unique_lock<std::mutex>();
+    if (!lock) {
       device_->copy(next(), from, host, size, cudaMemcpyDeviceToHost);
       return wait();
     }
-    // What is small is waited for once, in memory that needs no help of the driver's.
-    const auto lock = device_->results_lock();
     device_->copy(next(), from, static_cast<T*>(device_->results()), size, cudaMemcpyDeviceToHost);
     wait();
     std::memcpy(host, device_->results(), bytes);
@@ -160,7 +163,7 @@ class Queue {
   bool attention_of_few(In q, Cache<const bfloat16> keys, Cache<const bfloat16> values,
                         const AttentionShape& shape, const Place& place, Out o, Out lse) const
       requires(fast) {
-    constexpr Index few = 8;
+    constexpr Index few = 8;  // more have a kernel that shares the keys among them
     if (q.rows > few || q.rows * shape.heads > Device::counters) return false;
     tensor_cores_->forget();
     return device_->with_scratch(

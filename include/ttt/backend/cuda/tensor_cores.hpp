@@ -30,8 +30,8 @@ namespace cuda::detail {
 class TensorCores {
  public:
   /// Rows up to which products are without this, at the speed of the memory: weights are read once
-  /// a row. Of an H200's, two rows of the 125m model are faster so by a fifth, two of the 3b model
-  /// slower by a sixth; from three on the tensor cores win.
+  /// a row. On an H200 two documents of the 125m preset decode faster so by a sixth, two of the 3b
+  /// preset slower by as much; from three on the tensor cores win.
   static constexpr Index few_rows = 2;
   static constexpr Index row_alignment = 8;  // elements: 16 bytes
 

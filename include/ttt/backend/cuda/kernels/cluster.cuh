@@ -15,6 +15,11 @@ namespace {
 #else
 #define TTT_CUDA_CLUSTERS 0
 #endif
+#if TTT_CUDA_CLUSTERS && CUDART_VERSION >= 12010  // before, no assembler knew how to send
+#define TTT_CUDA_SENDS 1
+#else
+#define TTT_CUDA_SENDS 0
+#endif
 
 /// Which block of its cluster this is, of how many, and which cluster along x.
 __device__ inline unsigned cluster_rank() {
@@ -101,7 +106,7 @@ class Gathered {
 
   /// Gives this block's i-th number, which is not the first; nobody waits for it.
   __device__ void give([[maybe_unused]] int i, [[maybe_unused]] float x) const {
-#if TTT_CUDA_CLUSTERS
+#if TTT_CUDA_SENDS
     asm volatile(
         "{\n.reg .u32 to, barrier;\n"
         "mapa.shared::cluster.u32 to, %0, 0;\n"
@@ -139,6 +144,7 @@ class Gathered {
   std::uint64_t* arrived_;
   float (*parts_)[count];
 };
+#undef TTT_CUDA_SENDS
 #undef TTT_CUDA_CLUSTERS
 
 /// Says that so many blocks along x are a cluster.

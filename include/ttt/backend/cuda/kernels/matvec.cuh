@@ -4,7 +4,7 @@
 /// products of one x are one kernel, and so are a gate, what it gates and what comes of both.
 ///
 /// A weight of bfloat16s is 2 · in · out bytes: three of 768 x 768 are 3.5 MB, two of 768 x 1664
-/// 5.1 MB, which 4.3 TB/s bring in 0.8 and 1.2 us. Less than a start of a kernel takes, so what
+/// 5.1 MB, which 4.5 TB/s bring in 0.8 and 1.2 us. Less than a start of a kernel takes, so what
 /// counts at that size is that every SM has a share of them and asks for all of it at once, and
 /// before x is there: overlap.cuh. x, 4 · in bytes, is read or made by every block: matvec_x.cuh.
 #pragma once
@@ -96,8 +96,9 @@ __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
 ///
 /// What lies [in, out] is best read in long pieces of rows, but then there are few of them, and
 /// blocks must share the depth. That takes clusters, which begin late: all of one at once. They are
-/// for weights that take longer to read, from 8 MB on: of an H200's 4.5 TB/s, 2560 x 2560 gets 2.7
-/// and not 1.8, 5632 x 2560 3.1 and not 2.1; but 768 x 768 would get 0.5 and not 0.7.
+/// for weights that take longer to read, 8 MB in bfloat16, all of a kernel's together: of an
+/// H200's 4.5 TB/s, 2560 x 2560 gets 2.7 and not 1.8, 5632 x 2560 3.1 and not 2.1; but 768 x 768
+/// would get 0.5 and not 0.7.
 template <class F>
 void with_storage(const View<const float>& x, const Weight<float>* w, int count, const F& f) {
   bool aligned = in_sixteens(x);

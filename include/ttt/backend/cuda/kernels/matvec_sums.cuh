@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Some columns of a product with one row, by one block: the weights are asked for, as many as fit
-/// under way, before the row is.
+/// Some columns of a product with one row, by a block or a cluster: the weights are asked for, as
+/// many as fit under way, before the row is.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/overlap.cuh>
@@ -163,7 +163,7 @@ struct StoredInOut {
 #pragma unroll
     for (int i = 0; i < count; ++i) {
       sum_lanes<across>(sum[i], 0, true,
-                        [&](int j, float x) { parts[i][thread / 32][mine + j] = x; });
+                        [&](int j, float all) { parts[i][thread / 32][mine + j] = all; });
     }
     if constexpr (clusters) gathered.meet();
     __syncthreads();

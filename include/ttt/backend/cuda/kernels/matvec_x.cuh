@@ -29,8 +29,8 @@ __device__ inline void wait_for_asked() {
 }
 
 /// Rows that lie in memory. Of each source: `makes` says whether it takes registers to have them,
-/// prepare() may only touch weights, row() comes behind
-/// wait_for_previous(), write_down() at the end; all are for whole blocks.
+/// prepare() may only touch weights, row() comes behind wait_for_previous(), write_down() at the
+/// end; all are for whole blocks.
 struct GivenX {
   View<const float> x;
 

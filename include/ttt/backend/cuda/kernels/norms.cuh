@@ -10,14 +10,15 @@ namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 namespace {
 
-/// 1 / sqrt(sum / size + eps), in double; of a float by few operations of its own, for every thread
-/// of a row waits for all of them: the GPU's first guess and a step of Newton's.
+/// 1 / sqrt(sum / size + eps). In double, but for values in float, for which every thread of a row
+/// waits: there in float, by the GPU's guess and, unless that is 0 or infinite, a step of Newton's.
 template <class T>
 __device__ T inverse_rms(T sum, Index size, double eps) {
   using std::sqrt;
   if constexpr (std::is_same_v<T, float>) {
     const float mean = __fmaf_rn(sum, 1.0f / static_cast<float>(size), static_cast<float>(eps));
     const float guess = rsqrtf(mean);
+    if (!(guess > 0) || isinf(guess)) return guess;
     return __fmaf_rn(0.5f * guess, __fmaf_rn(-mean * guess, guess, 1.0f), guess);
   } else {
     return narrow<T>(Wide<T>(1) /

@@ -25,7 +25,8 @@ struct NumberTraits<Dual<S>> {
   using Scalar = S;
   using Wide = Dual<double>;
 };
-/// The scalar of a number, and the number in double: what multiplies a whole row is made in that.
+/// The scalar of a number, and the number in double: most of what multiplies a whole row is made in
+/// that.
 template <class T>
 using ScalarOf = typename NumberTraits<T>::Scalar;
 template <class T>

@@ -57,7 +57,7 @@ bool code_overlaps() {
 /// Blocks of a kernel, of which so many side by side along x are a cluster.
 struct Blocks {
   dim3 all;
-  unsigned of_cluster = 1;
+  unsigned of_cluster;
 
   Blocks(dim3 all_, unsigned of_cluster_ = 1) : all(all_), of_cluster(of_cluster_) {}
 };
@@ -79,10 +79,11 @@ bool start(const Stream& stream, void (*kernel)(Parameters...), const Blocks& bl
     early.val.programmaticStreamSerializationAllowed = 1;
   }
   if (blocks.of_cluster > 1) attributes[how.numAttrs++] = in_clusters(blocks.of_cluster);
+  const bool was_right = blocks.of_cluster == 1 || cudaPeekAtLastError() == cudaSuccess;
   const cudaError_t status =
       cudaLaunchKernelEx(&how, kernel, std::forward<Arguments>(arguments)...);
   if (status == cudaSuccess || blocks.of_cluster == 1) return true;
-  static_cast<void>(cudaGetLastError());
+  if (was_right) static_cast<void>(cudaGetLastError());  // what went wrong before is not hidden
   return false;
 }
 
