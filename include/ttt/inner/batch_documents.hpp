@@ -33,8 +33,8 @@ class BatchDocuments {
   /// One of them.
   struct Document {
     explicit Document(Index chunk) : block(chunk) {}
-    State state;                                        // without memory of the backend's
-    std::optional<NextToken<typename B::Scalar>> next;  // behind the pending tokens
+    State state;                            // without memory of the backend's
+    std::optional<NextToken<Scalar>> next;  // behind the pending tokens
     // Of the round at work: its tokens, how many are new, whether they teach.
     PendingBlock<B> block;
     Index taken = 0;

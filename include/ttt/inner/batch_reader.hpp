@@ -267,7 +267,7 @@ class BatchReader {
   std::vector<Piece> pieces_;
   std::vector<Scalar> nll_;
   std::vector<Scalar> loss_weights_;
-  std::vector<NextToken<typename B::Scalar>> nexts_;
+  std::vector<NextToken<Scalar>> nexts_;
 };
 
 }  // namespace detail

@@ -286,7 +286,7 @@ class Reader {
   ChunkPass<Model, B> pass_;
   FastWeights<WeightsType, LearnerType> fast_;
   State state_;
-  std::optional<NextToken<typename B::Scalar>> next_;  // behind the pending tokens
+  std::optional<NextToken<Scalar>> next_;  // behind the pending tokens
 
   // The block at work: pending tokens and new ones.
   PendingBlock<B> block_;

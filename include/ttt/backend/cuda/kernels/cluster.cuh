@@ -69,6 +69,20 @@ __device__ inline void put_in_cluster([[maybe_unused]] const float* place,
 #endif
 }
 
+/// A barrier in shared memory, and one whose phase ends when so many bytes have come, too, behind
+/// this arrival.
+__device__ inline void barrier_init(std::uint64_t* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(arrivals)
+               : "memory");
+}
+__device__ inline void expect_bytes(std::uint64_t* barrier, int bytes) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
+}
+
 /// Brings `count` numbers of every other block to the first one's shared memory. Every thread makes
 /// one of these as its kernel begins, and meets before the first is given. Numbers are sent, and
 /// who sends ends: were they written before all meet again, a step of the 3b preset would take 7 %
@@ -83,8 +97,7 @@ class Gathered {
     parts_ = parts;
 #if TTT_CUDA_CLUSTERS
     if (expects()) {
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(arrived))
-                   : "memory");
+      barrier_init(arrived, 1);
       asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncwarp();
@@ -95,12 +108,8 @@ class Gathered {
   __device__ void meet() const {
     await_cluster();
 #if TTT_CUDA_CLUSTERS
-    if (!expects()) return;
-    const unsigned bytes = (cluster_size() - 1) * count * unsigned{sizeof(float)};
-    asm volatile(
-        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(arrived_)),
-        "r"(bytes)
-        : "memory");
+    constexpr int each = count * int{sizeof(float)};
+    if (expects()) expect_bytes(arrived_, (static_cast<int>(cluster_size()) - 1) * each);
 #endif
   }
 

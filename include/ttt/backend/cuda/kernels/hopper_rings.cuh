@@ -4,17 +4,13 @@
 /// of a ring and give empty ones back.
 #pragma once
 
+#include <ttt/backend/cuda/kernels/cluster.cuh>
 #include <ttt/backend/cuda/kernels/wgmma.cuh>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 namespace {
 
-__device__ inline void barrier_init(std::uint64_t* barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
-               "r"(arrivals)
-               : "memory");
-}
 /// Shows barriers that one thread has made to all threads of the block.
 __device__ inline void share_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

@@ -28,11 +28,17 @@ struct Products {
   View<float> copy;  // of a single one
 };
 
+/// Which group of columns this block, or its cluster, makes.
+template <class Stored>
+__device__ unsigned own_group() {
+  return Stored::in_clusters ? cluster_index() : blockIdx.x;
+}
+
 template <class Element, class Stored, class X>
 __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
     matvec_kernel(X x, Products<Element> all, bool add) {
   let_next_begin();
-  const unsigned at = Stored::in_clusters ? cluster_index() : blockIdx.x;
+  const unsigned at = own_group<Stored>();
   const int which = at < all.first[1] ? 0 : at < all.first[2] ? 1 : 2;
   const View<const Element> w[] = {all.w[which]};
   const Index row = blockIdx.y, block = at - all.first[which];
@@ -81,8 +87,7 @@ __global__ void __launch_bounds__(matvec_threads, matvec_blocks)
   typename X::InBlock made(x, row);
   Index col;
   float total[2];
-  const unsigned at = Stored::in_clusters ? cluster_index() : blockIdx.x;
-  const Index first = static_cast<Index>(at) * Stored::each;
+  const Index first = static_cast<Index>(own_group<Stored>()) * Stored::each;
   if (Stored::sums(made, w, first, col, total)) {
     g.gate(row, col) = total[0];
     g.up(row, col) = total[1];

@@ -6,7 +6,6 @@
 
 #include <cuda.h>
 
-#include <ttt/backend/cuda/kernels/cluster.cuh>
 #include <ttt/backend/cuda/kernels/hopper_rings.cuh>
 
 namespace ttt::inline TTT_ABI {
@@ -66,13 +65,6 @@ __device__ inline void arrive_in_cluster(std::uint64_t* barrier, unsigned block)
       : "memory");
 }
 
-/// Arrives, and lets the phase end when so many bytes have come, too.
-__device__ inline void expect_bytes(std::uint64_t* barrier, int bytes) {
-  asm volatile(
-      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
-      "r"(bytes)
-      : "memory");
-}
 /// Brings the box whose first element is at (row, column) to this block.
 __device__ inline void bring_box(const CUtensorMap& map, int row, int column, unsigned tile,
                                  std::uint64_t* barrier) {
