@@ -15,14 +15,15 @@ struct Nesterov {
   float decay = 0.5f;
 
   static constexpr std::size_t slots = 1;  // vectors kept between steps, zero at first
+  using MovesByUpdate = Nesterov;          // by u.add and u.add_gradient alone: a GPU need not wait
 
   template <ttt::Backend B>
   void step(const B& backend, const ttt::Update<typename B::Scalar>& u) const {
     const double pace = static_cast<double>(rate) * u.multiplier;
     auto* const velocity = u.slots[0];
-    backend.axpby(u.scale, u.gradient, decay, velocity, u.size);  // velocity = a * g + b * velocity
-    backend.axpby(-pace * u.scale, u.gradient, 1.0, u.weights, u.size);
-    backend.axpby(-pace * static_cast<double>(decay), velocity, 1.0, u.weights, u.size);
+    u.add_gradient(backend, 1.0, decay, velocity);  // velocity = 1 * gradient + decay * velocity
+    u.add_gradient(backend, -pace, 1.0, u.weights);
+    u.add(backend, -pace * static_cast<double>(decay), velocity, 1.0, u.weights);
   }
 };
 //! [/custom_optimizer]

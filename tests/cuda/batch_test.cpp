@@ -2,6 +2,7 @@
 // Documents read together on a GPU: each reads as in a session of its own.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <span>
 #include <support/random.hpp>
 #include <utility>
@@ -122,6 +123,48 @@ TEST_CASE("batch: steps from a graph have the bits of steps one by one") {
       }
       graphs.step(tokens);
       steps.step(tokens);
+    }
+  }
+}
+
+TEST_CASE("batch: rounds of chunks from a graph have the bits of rounds one by one") {
+  const Fast gpu;
+  for (const Index head_dim : {16, 64}) {
+    const auto weights = initialise<Reader>(config(head_dim, 100), gpu, 3, 0.1);
+    for (const Index sequences : {2, 5}) {
+      CAPTURE(head_dim);
+      CAPTURE(sequences);
+      Random random{46};
+      std::vector<Index> sizes;
+      for (Index i = 0; i < sequences; ++i) sizes.push_back(1 + i * 3 % 4 * chunk);
+      Batch graphs(weights, learner, sequences), steps(weights, learner, sequences);
+      const Texts start = texts(random, sizes);
+      graphs.read(start);
+      steps.read(start);
+      for (int n = 0; n < 10; ++n) {
+        CAPTURE(n);
+        Batch anew(weights, learner, sequences);
+        for (Index i = 0; i < sequences; ++i) anew.adopt(i, steps.state(i));
+        steps = std::move(anew);
+        const Texts more =
+            texts(random, std::vector<Index>(static_cast<std::size_t>(sequences), chunk));
+        // From the seventh on, one document is not learned from.
+        std::vector<std::vector<std::uint8_t>> masks(more.size(),
+                                                     std::vector<std::uint8_t>(chunk, 1));
+        if (n >= 6) masks[1].assign(chunk, 0);
+        const std::vector<std::span<const std::uint8_t>> spans(masks.begin(), masks.end());
+        const auto got = graphs.read(more, {.loss_masks = spans}),
+                   want = steps.read(more, {.loss_masks = spans});
+        for (Index i = 0; i < sequences; ++i) {
+          CHECK(got[static_cast<std::size_t>(i)].nll == want[static_cast<std::size_t>(i)].nll);
+          CHECK(graphs.counters(i) == steps.counters(i));
+        }
+      }
+      CHECK(graphs.counters(0).inner_steps == 10);
+      CHECK(graphs.counters(1).inner_steps == sizes[1] / chunk + 6);
+      for (Index i = 0; i < sequences; ++i) {
+        CHECK(std::ranges::equal(steps.logits(i), graphs.logits(i)));
+      }
     }
   }
 }

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Decoding from a CUDA graph: the same bits as its steps put on the stream one by one.
+#include <cmath>
+#include <limits>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -100,6 +103,24 @@ void check(Index head_dim, const auto& learner, Index read, Index count, bool na
 
 }  // namespace
 
+TEST_CASE("each step is taken once") {
+  const Fast gpu;
+  auto numbers = gpu.allocate<float>(2);
+  gpu.fill(1.0f, numbers.data(), 1);
+  gpu.fill(0.0f, numbers.data() + 1, 1);
+  const void* const places[] = {numbers.data()};
+  Fast::Steps steps(gpu);
+  for (int n = 1; n < 6; ++n) {
+    steps(places, {}, nullptr, n, [&](const Fast& machine) {
+      machine.axpby(1.0, numbers.data(), 1.0, numbers.data() + 1, 1);
+    });
+    CHECK(steps.has_graph() == (n > 1));
+    float sum = 0;
+    gpu.to_host(numbers.data() + 1, &sum, 1);
+    CHECK(sum == static_cast<float>(n));
+  }
+}
+
 TEST_CASE("steps become a graph the second time, and only where they can") {
   const Fast gpu;
   auto token = gpu.allocate<Token>(2);
@@ -127,12 +148,16 @@ TEST_CASE("steps become a graph the second time, and only where they can") {
     CHECK(seen == tokens);
   }
 
+  // How many keys before the queries have gradients depends on the position.
   gpu.fill(0.0f, row.data(), 16);
+  gpu.fill(bfloat16{}, cache.data(), 16 * 8);
   Fast::Steps never(gpu);
-  for (int i = 0; i < 3; ++i) {
+  for (Index i = 1; i < 4; ++i) {
     never(places, text(1), token.data(), i, [&](const Fast& machine) {
-      machine.store(View<const float>(row.data(), 1, 16), Cache<bfloat16>{cache.data(), 1, 8, 16},
-                    i);
+      const View<float> own(row.data(), 1, 16);
+      const Cache<const bfloat16> keys{cache.data(), 1, 8, 16};
+      machine.attention_backward(own, keys, keys, {1, 1, 16, 8, i}, own, {row.data(), 1, 1}, own,
+                                 {angles.data(), 1, 16}, {}, {}, i - 1);
     });
     CHECK_FALSE(never.has_graph());
   }
@@ -154,4 +179,176 @@ TEST_CASE("a step of narrow weights from a graph is the step, with heads of any 
   check<FullReader>(128, NoLearning{.chunk = 16}, 250, 20, true);
   check<FullReader>(96, NoLearning{.chunk = 16}, 20, 20, true);
   check<Reader>(12, learner, 20, 20, true);  // heads without a kernel that a graph can have
+}
+
+namespace {
+
+template <class Session>
+std::vector<float> learned(const Session& session) {
+  std::vector<float> all(static_cast<std::size_t>(session.state().learned_size));
+  session.weights().backend().to_host(session.state().learned.data(), all.data(), std::ssize(all));
+  return all;
+}
+
+/// Reads pieces of chunks; `anew` from memory that the session has not used before, so that no
+/// graph fits.
+template <class Session>
+std::vector<float> read_pieces(Session& session, const std::vector<Token>& tokens, Index piece,
+                               bool anew) {
+  std::vector<float> all;
+  for (Index at = 0; at < std::ssize(tokens); at += piece) {
+    if (anew) session.restore(session.snapshot());
+    const auto nll = session.read(
+        std::span(tokens).subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(piece)));
+    all.insert(all.end(), nll.nll.begin(), nll.nll.end());
+  }
+  return all;
+}
+
+template <class Model>
+void check_chunks(Index head_dim, const auto& learner, Index ahead, bool narrow = false) {
+  const Fast gpu;
+  const auto wide = initialise<Model>(config(head_dim), gpu, 3, 0.25);
+  const auto weights = narrow ? rounded(wide) : wide;
+  const SessionOptions options{.max_tokens = 3000, .read_ahead = ahead};
+  Session graphs(weights, learner, options), steps(weights, learner, options);
+  const Index piece = ahead * learner.chunk;
+  const auto tokens = text(24 * learner.chunk);
+  for (int document = 0; document < 2; ++document) {  // the second in the memory of the first
+    graphs.read(text(1));
+    steps.read(text(1));
+    const auto want = read_pieces(steps, tokens, piece, true);
+    CHECK(read_pieces(graphs, tokens, piece, false) == want);
+    CHECK(graphs.counters() == steps.counters());
+    CHECK(learned(graphs) == learned(steps));
+    CHECK(scores(graphs, 5, false) == scores(steps, 5, true));
+    graphs.reset();
+    steps.reset();
+  }
+}
+
+}  // namespace
+
+TEST_CASE("a chunk from a graph is the chunk") {
+  const InnerLoop<Sgd> clips{.chunk = 64, .clip = 0.1f, .optimizer = {.rate = 0.5f}};
+  const InnerLoop<Sgd> short_chunks{.chunk = 16, .clip = 0, .optimizer = {.rate = 0.1f}};
+  const InnerLoop<Momentum> ragged{.chunk = 100, .optimizer = {.rate = 0.1f}};
+  check_chunks<Reader>(64, clips, 1);
+  check_chunks<Reader>(80, clips, 2, true);
+  check_chunks<Reader>(64, ragged, 1);
+  check_chunks<Reader>(128, ragged, 2);
+  check_chunks<Reader>(16, short_chunks, 1);
+  check_chunks<Reader>(12, short_chunks, 2);
+  check_chunks<FullReader>(96, NoLearning{.chunk = 64}, 1, true);
+  check_chunks<FullReader>(16, NoLearning{.chunk = 16}, 2);
+}
+
+namespace {
+
+/// May do more than move by its update, so its step waits for the norm.
+struct OwnSgd : Sgd {};
+
+template <class Machine>
+void check_waiting() {
+  const Machine gpu;
+  const auto weights = initialise<Reader>(config(64), gpu, 3, 0.25);
+  for (const float clip : {0.0f, 0.1f}) {
+    const InnerLoop<Sgd> ahead{.chunk = 64, .clip = clip};
+    const InnerLoop<OwnSgd> waits{.chunk = 64, .clip = clip};
+    static_assert(ttt::detail::steps_ahead<InnerLoop<Sgd>, Machine>);
+    static_assert(!ttt::detail::steps_ahead<InnerLoop<OwnSgd>, Machine>);
+    Session a(weights, ahead), b(weights, waits);
+    a.read(text(1));
+    b.read(text(1));
+    CHECK(a.read(text(12 * 64)).nll == b.read(text(12 * 64)).nll);
+    CHECK(a.counters() == b.counters());
+    CHECK(a.counters().clipped_steps == (clip > 0 ? 12 : 0));
+    CHECK(learned(a) == learned(b));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("a step whose scale the GPU finds is the step") {
+  check_waiting<Fast>();
+  check_waiting<Cuda>();
+}
+
+TEST_CASE("on a GPU, too, a chunk whose scores are not finite changes nothing") {
+  using Untied = LanguageModel<Stack<1, Block<Attention, SwiGLU>>,
+                               Stack<1, Block<Attention, DualMLP<SwiGLU, SwiGLU>>>, SeparateHead>;
+  const Fast gpu;
+  const auto weights = initialise<Untied>(config(64), gpu, 3, 0.25);
+  const float none = std::nanf("");
+  auto* const embedding = static_cast<const float*>(weights.parameters().embedding.data);
+  gpu.to_device(&none, const_cast<float*>(embedding) + 96 * 128, 1);  // of token 96
+  const InnerLoop<Sgd> learner{.chunk = 64};
+  auto sound = text(8 * 64 + 1);
+  for (Token& token : sound) token %= 96;
+  auto bad = sound;
+  bad[2 * 64 + 5] = 96;
+  for (const Index ahead : {1, 4}) {
+    for (const Index first : {0, 3}) {  // chunks
+      Session session(weights, learner, {.read_ahead = ahead}),
+          want(weights, learner, {.read_ahead = ahead});
+      session.read(std::span(sound).first(static_cast<std::size_t>(first * 64 + 1)));
+      want.read(std::span(sound).first(static_cast<std::size_t>(first * 64 + 1)));
+      const auto before = learned(session);
+      CHECK_THROWS_AS(session.read(std::span(bad).subspan(2 * 64, 64)), NonFiniteError);
+      CHECK(session.counters() == want.counters());
+      CHECK(learned(session) == before);
+      const auto rest = std::span(sound).subspan(static_cast<std::size_t>(first * 64 + 1));
+      CHECK(session.read(rest).nll == want.read(rest).nll);
+      CHECK(learned(session) == learned(want));
+    }
+  }
+}
+
+TEST_CASE("a GPU scales by what it finds, or does nothing") {
+  const Fast gpu;
+  const std::vector<float> ones(1000, 1.0f);
+  auto x = gpu.allocate<float>(1000), y = gpu.allocate<float>(1000), nll = gpu.allocate<float>(9);
+  auto copy = gpu.allocate<bfloat16>(1000);
+  auto found = gpu.allocate<GradientScale>(1);
+  const auto find = [&](double clip) {
+    gpu.gradient_scale(x.data(), 1000, clip, View<const float>(nll.data(), 1, 9), found.data());
+    GradientScale result;
+    gpu.to_host(found.data(), &result, 1);
+    return result;
+  };
+  const auto moved = [&](const double* times) {
+    gpu.fill(3.0f, y.data(), 1000);
+    gpu.fill(bfloat16{}, copy.data(), 1000);
+    gpu.axpby(2.0, x.data(), 1.0, y.data(), 1000, copy.data(), times);
+    std::vector<float> result(1000);
+    std::vector<bfloat16> rounded(1000);
+    gpu.to_host(y.data(), result.data(), 1000);
+    gpu.to_host(copy.data(), rounded.data(), 1000);
+    return std::pair(result[999], static_cast<float>(rounded[999]));
+  };
+  gpu.to_device(ones.data(), x.data(), 1000);
+  gpu.fill(0.0f, nll.data(), 9);
+  CHECK(find(0).scale == 1);
+  CHECK(find(100).scale == 1);
+  CHECK(find(100).norm == doctest::Approx(std::sqrt(1000.0)));
+  CHECK(find(2).scale == 2 / std::sqrt(1000.0));
+  CHECK(find(2).taken == 1);
+  CHECK(moved(&found.data()->taken) == std::pair(5.0f, 5.0f));
+  CHECK(moved(&found.data()->scale).first == doctest::Approx(3 + 4 / std::sqrt(1000.0)));
+  const auto does_nothing = [&] {
+    CHECK(std::isnan(find(2).scale));
+    CHECK(std::isnan(find(0).taken));
+    CHECK(moved(&found.data()->taken) == std::pair(3.0f, 3.0f));
+    CHECK(moved(&found.data()->scale) == std::pair(3.0f, 3.0f));
+  };
+  const float bad[] = {std::nanf(""), std::numeric_limits<float>::infinity()};
+  for (const float each : bad) {
+    gpu.to_device(&each, nll.data() + 8, 1);
+    does_nothing();
+    gpu.fill(0.0f, nll.data(), 9);
+    gpu.to_device(&each, x.data() + 500, 1);
+    does_nothing();
+    CHECK(!std::isfinite(find(2).norm));
+    gpu.to_device(ones.data(), x.data(), 1000);
+  }
 }

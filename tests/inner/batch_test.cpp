@@ -9,6 +9,7 @@
 #include <span>
 #include <stop_token>
 #include <string>
+#include <support/finding.hpp>
 #include <support/in_place.hpp>
 #include <support/kernels.hpp>
 #include <support/models.hpp>
@@ -138,7 +139,8 @@ void check_reading(const W& weights, const L& how) {
 }
 
 /// Machines on which what is learned has the same bits; scores in pieces agree to rounding.
-#define MACHINES eigen::Backend<float>, eigen::Backend<double>, reference::Backend<double>
+#define MACHINES \
+  eigen::Backend<float>, eigen::Backend<double>, reference::Backend<double>, Finding<Cpu>
 
 }  // namespace
 
@@ -406,8 +408,9 @@ namespace {
 using Untied = LanguageModel<Stack<1, TinyBlock>, Stack<2, TinyLearning>, SeparateHead>;
 
 /// What follows token 60 has no score, and nothing else is amiss.
-Weights<Untied, Cpu> broken_weights() {
-  const auto broken = tiny_weights<Untied>(Cpu(1));
+template <class Machine = Cpu>
+Weights<Untied, Machine> broken_weights() {
+  const auto broken = tiny_weights<Untied>(Machine(1));
   change(broken, [](const ParameterName& name, std::span<float> values) {
     if (name.role != Role::Embedding) return;
     for (float& value : values.last(16)) value = std::numeric_limits<float>::quiet_NaN();
@@ -417,8 +420,9 @@ Weights<Untied, Cpu> broken_weights() {
 
 }  // namespace
 
-TEST_CASE("batch: a score that is not finite fails the round for all of them") {
-  Pair pair(broken_weights(), learner, 3);
+TEST_CASE_TEMPLATE("batch: a score that is not finite fails the round for all of them", Machine,
+                   Cpu, Finding<Cpu>) {
+  Pair pair(broken_weights<Machine>(), learner, 3);
   Texts start = texts({2 * C + 3, 3, C + 1}, 21), more = texts({3 * C, C, 2 * C + 1}, 22);
   for (auto* all : {&start, &more}) {
     for (auto& text : *all) std::ranges::replace(text, Token{60}, Token{1});

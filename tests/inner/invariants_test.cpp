@@ -9,6 +9,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <support/finding.hpp>
 #include <support/kernels.hpp>
 #include <support/models.hpp>
 #include <thread>
@@ -340,7 +341,8 @@ TEST_CASE("invariant 4: a callback that throws leaves a chunk boundary, and read
 }
 
 TEST_CASE_TEMPLATE("invariant 5: a gradient that is not finite is skipped and counted", B,
-                   eigen::Backend<float>, eigen::Backend<double>, reference::Backend<double>) {
+                   eigen::Backend<float>, eigen::Backend<double>, reference::Backend<double>,
+                   Finding<eigen::Backend<float>>) {
   using S = typename B::Scalar;
   using Mlps = Block<SlidingWindowAttention<>, DualMLP<SwiGLU, SwiGLU>, PreNorm>;
   using Model = LanguageModel<Stack<1, Mlps>, Stack<2, Mlps>>;
@@ -371,10 +373,11 @@ TEST_CASE_TEMPLATE("invariant 5: a gradient that is not finite is skipped and co
   }
 }
 
-TEST_CASE("invariant 5: a score that is not finite is an error, and nothing has changed") {
+TEST_CASE_TEMPLATE("invariant 5: a score that is not finite is an error, and nothing has changed",
+                   Machine, Cpu, Finding<Cpu>) {
   // One poisoned token: its embedding is not a number.
   using Untied = LanguageModel<Stack<1, TinyBlock>, Stack<2, TinyLearning>, SeparateHead>;
-  const auto weights = tiny_weights<Untied>(Cpu(1));
+  const auto weights = tiny_weights<Untied>(Machine(1));
   change(weights, [](const ParameterName& name, std::span<float> values) {
     if (name.role == Role::Embedding) values[60 * 16] = std::nanf("");
   });

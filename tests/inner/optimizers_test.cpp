@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <span>
 #include <string>
+#include <support/finding.hpp>
 #include <support/kernels.hpp>
 #include <support/models.hpp>
 #include <vector>
@@ -24,6 +25,12 @@ constexpr Index C = 8;
 std::vector<Token> text(Index size) {
   Random random{21};
   return tokens(random, size, 61);
+}
+
+/// All scores but that of the first token, which has none.
+std::vector<float> part(std::vector<float> nll) {
+  nll.erase(nll.begin());
+  return nll;
 }
 
 /// Runs updates by hand: gradients one after another, from the same weights.
@@ -177,6 +184,36 @@ TEST_CASE("learner: clipping") {
   CHECK(tight == doctest::Approx(0.5 * norm / 4));
   CHECK(clipped == 1);
   CHECK(again == norm);  // reported before clipping
+}
+
+/// A user's optimizer, which may do more than move by its update.
+struct OwnMomentum : Momentum {};
+
+TEST_CASE_TEMPLATE("learner: a step whose scale the backend finds is the step", Optimizer, Sgd,
+                   Momentum, OwnMomentum) {
+  using Ahead = Finding<Cpu>;
+  static_assert(detail::steps_ahead<InnerLoop<Sgd>, Ahead>);
+  static_assert(!detail::steps_ahead<InnerLoop<Sgd>, Cpu>);
+  static_assert(!detail::steps_ahead<InnerLoop<OwnMomentum>, Ahead>);
+  const auto waits = tiny_weights(Cpu(1));
+  const auto goes = tiny_weights(Ahead(1));
+  for (const float clip : {0.0f, 0.5f, 2.0f}) {
+    for (const Index ahead : {1, 3}) {
+      CAPTURE(clip);
+      CAPTURE(ahead);
+      const InnerLoop<Optimizer> learner{.chunk = C, .clip = clip, .rate_multiplier = 0.5f};
+      Session a(waits, learner, {.read_ahead = ahead}), b(goes, learner, {.read_ahead = ahead});
+      for (int document = 0; document < 2; ++document) {
+        CHECK(same_bits(part(a.read(text(7 * C + 3)).nll), part(b.read(text(7 * C + 3)).nll)));
+        CHECK(a.counters() == b.counters());
+        CHECK(a.counters().inner_steps == 7);
+        CHECK(same_bits(learned(a), learned(b)));
+        a.reset();
+        b.reset();
+        CHECK(b.state().learned_size == 0);
+      }
+    }
+  }
 }
 
 TEST_CASE("learner: the rate's multiplier multiplies the rate") {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <support/finding.hpp>
 #include <support/meta_gradient.hpp>
 #include <vector>
 
@@ -124,7 +125,8 @@ TEST_CASE("through an optimizer with a memory of its own") {
 }
 
 TEST_CASE_TEMPLATE("what is kept and what is computed again does not change a bit", B,
-                   eigen::Backend<float>, eigen::Backend<double>, reference::Backend<double>) {
+                   eigen::Backend<float>, eigen::Backend<double>, reference::Backend<double>,
+                   test::Finding<eigen::Backend<float>>) {
   const InnerLoop<Momentum> learner{.chunk = 2, .clip = 0.3f};
   Problem<Tiny, B, InnerLoop<Momentum>> everything(tiny(), learner, 22, 2);
   const auto want = everything.gradient();

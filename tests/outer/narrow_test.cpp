@@ -2,6 +2,7 @@
 // A backend that narrows reads rounded copies of what learns, made once a step: what comes of it is
 // what comes of a backend that rounds them in every product.
 #include <string>
+#include <support/finding.hpp>
 #include <support/meta_gradient.hpp>
 #include <type_traits>
 #include <vector>
@@ -15,6 +16,7 @@ namespace {
 
 using namespace ttt;
 using namespace ttt::test::meta;
+using ttt::test::Finding;
 
 using Float = eigen::Backend<float>;
 
@@ -176,11 +178,16 @@ void check_narrow(const Config& config, const LearnerType& learner, Index length
                   const MetaOptions& options) {
   constexpr Index batch = 3;
   Problem<Model, Rounds, LearnerType, Order> each(config, learner, length, batch, options);
-  Problem<Model, Narrows, LearnerType, Order> once(config, learner, length, batch, options);
   std::vector<float> want, got;
   const BatchLoss want_loss = each.loss(want);
-  CHECK(once.loss(got).loss == want_loss.loss);
-  CHECK(got == want);
+  const auto check = [&](auto machine) {
+    Problem<Model, decltype(machine), LearnerType, Order> once(config, learner, length, batch,
+                                                               options);
+    CHECK(once.loss(got).loss == want_loss.loss);
+    CHECK(got == want);
+  };
+  check(Narrows());
+  check(Finding<Narrows>());
 }
 
 constexpr Index learned = 2 * 3 * 8 * 6;  // scalars of tiny()'s dynamic MLPs
@@ -244,6 +251,7 @@ TEST_CASE("narrow: a session has the bits of one that rounds in every product") 
   };
   const auto check = [&](const auto& learner) {
     CHECK(read(Narrows(), learner) == read(Rounds(), learner));
+    CHECK(read(Finding<Narrows>(), learner) == read(Rounds(), learner));
   };
   check(InnerLoop<Sgd>{.chunk = 4, .clip = 0.3f});
   check(InnerLoop<Momentum>{.chunk = 4, .clip = 0.3f});
@@ -269,6 +277,7 @@ TEST_CASE("narrow: a batch has the bits of one that rounds in every product") {
   };
   const auto check = [&](const auto& learner) {
     CHECK(read(Narrows(), learner) == read(Rounds(), learner));
+    CHECK(read(Finding<Narrows>(), learner) == read(Rounds(), learner));
   };
   check(InnerLoop<Sgd>{.chunk = 4, .clip = 0.3f});
   check(InnerLoop<Momentum>{.chunk = 4, .clip = 0.3f});

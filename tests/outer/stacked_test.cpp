@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <support/finding.hpp>
 #include <support/meta_gradient.hpp>
 #include <vector>
 
@@ -189,7 +190,8 @@ TEST_CASE("stacked: the gradient is the loss's, differences say so") {
 }
 
 TEST_CASE_TEMPLATE("stacked: a step that one does not take is nothing to the others", Base,
-                   eigen::Backend<double>, reference::Backend<double>) {
+                   eigen::Backend<double>, reference::Backend<double>,
+                   test::Finding<eigen::Backend<double>>) {
   using B = Poisoned<Base>;
   const InnerLoop<Momentum> learner{.chunk = 4, .clip = 0.3f};
   using P = Problem<Tiny, B, InnerLoop<Momentum>>;

@@ -55,6 +55,7 @@ struct Backend {
   void to_host(const Token*, Token*, Index) const {}
   void to_host(const NextToken<float>*, NextToken<float>*, Index) const {}
   void copy(const float*, float*, Index) const {}
+  void copy(const Token*, Token*, Index) const {}
   void fill(float, float*, Index) const {}
   void widen(W, V) const {}
 

@@ -8,6 +8,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <support/finding.hpp>
 #include <utility>
 #include <vector>
 
@@ -53,8 +54,8 @@ class Stream {
 /// the stream's order, and holds no number before it is written to. Work beside is done as early as
 /// it may be, or as late.
 template <bool early>
-class Streams : public reference::Backend<double> {
-  using Base = reference::Backend<double>;
+class Streams : public Finding<reference::Backend<double>> {
+  using Base = Finding<reference::Backend<double>>;
   struct Shared {
     Index bytes = 0;         // of memory that is held
     Index fails_after = -1;  // things that can be put beside, if this is not negative
@@ -175,6 +176,7 @@ class Streams : public reference::Backend<double> {
   TTT_TEST_PUT(cross_entropy)
   TTT_TEST_PUT(next_token)
   TTT_TEST_PUT(axpby)
+  TTT_TEST_PUT(gradient_scale)
 #undef TTT_TEST_PUT
 
  private:

@@ -85,6 +85,13 @@ struct AdamStep {
   double scale = 1, beta1 = 0, beta2 = 0, eps = 0, rate = 0, unbias1 = 1, unbias2 = 1;
 };
 
+/// What a step along a gradient comes to, found where the gradient lies.
+struct GradientScale {
+  double norm = 0;   // of the gradient
+  double scale = 1;  // min(1, clip / norm); not a number where no step is to be taken
+  double taken = 1;  // likewise
+};
+
 /// A backend owns memory and computes on it. Matrices are row-major, one row a token; operands must
 /// not overlap unless a primitive says so. Primitives neither allocate nor throw, and none reads
 /// the memory of an absent (`empty()`) operand; an absent output is not computed. Scratch comes
@@ -126,6 +133,7 @@ concept Backend = requires(const B& b, View<typename B::Scalar> out,
   b.to_host(next, next_out, n);
   b.to_host(narrow, narrow_out, n);
   b.copy(flat, flat_out, n);
+  b.copy(tokens, tokens_out, n);
   b.fill(typename B::Scalar{}, flat_out, n);
   b.fill(typename B::CacheScalar{}, cache.data, n);
   b.widen(weight, out);
@@ -180,6 +188,17 @@ inline constexpr bool narrows = requires(const B& backend, const typename B::Sca
                                          typename B::Scalar* weights, bfloat16* to) {
   backend.narrow(from, to, Index{0});
   backend.axpby(1.0, from, 1.0, weights, Index{0}, to);
+};
+
+/// A backend for whose results the host would wait may keep what it finds of a gradient, and scale
+/// by it later: axpby times a number in its memory, where y stays if that is not a number, and is
+/// copied if a copy is wanted.
+template <class B>
+inline constexpr bool finds_scales = requires(const B& backend, const typename B::Scalar* from,
+                                              typename B::Scalar* weights, bfloat16* to,
+                                              GradientScale* found, const double* times) {
+  backend.gradient_scale(from, Index{0}, 1.0, View<const typename B::Scalar>(), found);
+  backend.axpby(1.0, from, 1.0, weights, Index{0}, to, times);
 };
 
 }  // namespace detail

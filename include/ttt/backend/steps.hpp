@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Steps of one token, or of one of each of some documents: the same work again and again, which a
-/// backend may prepare for.
+/// Steps of one token, of one of each of some documents, or of a chunk: the same work again and
+/// again, which a backend may prepare for.
 #pragma once
 
 #include <span>
@@ -17,14 +17,14 @@ class PlainSteps {
  public:
   explicit PlainSteps(const B& backend) : backend_(backend) {}
 
-  /// Writes the tokens to `to`, in the backend's memory, then calls step(backend). The step must be
-  /// the same whenever `memory`, all addresses it uses that may change, is: but for the tokens, and
-  /// for `position` where it hands that, or one as far from it as ever, to a primitive. Throws what
-  /// the step throws.
+  /// Writes the tokens, if there are any, to `to`, in the backend's memory, then calls
+  /// step(backend). The step must be the same whenever `memory`, all addresses it uses that may
+  /// change, is: but for the tokens, and for `position` where it hands that, or one as far from it
+  /// as ever, to a primitive. Throws what the step throws.
   template <class Step>
   void operator()(std::span<const void* const> /*memory*/, std::span<const Token> tokens, Token* to,
                   Index /*position*/, const Step& step) {
-    backend_.to_device(tokens.data(), to, static_cast<Index>(tokens.size()));
+    if (!tokens.empty()) backend_.to_device(tokens.data(), to, std::ssize(tokens));
     step(backend_);
   }
 

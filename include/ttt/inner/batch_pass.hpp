@@ -42,12 +42,14 @@ class BatchPass {
         caches_(caches),
         workspace_(backend, scratch(model, backend, caches, sequences, rows)),
         tokens_(backend.template allocate<Token>(2 * sequences * rows)),
-        nll_(backend.template allocate<Scalar>(sequences * rows)),
+        results_(backend, sequences, sequences * rows),
         loss_weights_(backend.template allocate<Scalar>(sequences * rows)),
         logits_(backend.template allocate<Scalar>(sequences * model.config().vocabulary)),
         next_(backend.template allocate<NextToken<Scalar>>(sequences)),
         saved_(model),
-        steps_(backend) {
+        chunk_(rows),
+        token_steps_(backend),
+        chunk_steps_(backend) {
     host_tokens_.reserve(static_cast<std::size_t>(2 * sequences * rows));
     parts_.reserve(static_cast<std::size_t>(sequences));
   }
@@ -82,7 +84,8 @@ class BatchPass {
   }
   /// Bytes beside scratch.
   static Index bytes(const Model& model, Index sequences, Index rows) {
-    return sequences * ((2 * rows + model.config().vocabulary) * Index{sizeof(Scalar)} +
+    return PassResults<B>::bytes(sequences, sequences * rows) +
+           sequences * ((rows + model.config().vocabulary) * Index{sizeof(Scalar)} +
                         2 * rows * Index{sizeof(Token)} + Index{sizeof(NextToken<Scalar>)});
   }
 
@@ -110,38 +113,40 @@ class BatchPass {
   /// rows, if that is wanted; then all pieces are of one length.
   void score(const Tree& tree, CacheScalar* cache, std::span<Scalar> nll,
              const Gradients* updates = nullptr) {
-    auto c = start();
-    upper(c, model_, tree, parts_, tokens_.data(), caches_, cache, false, saved_, updates);
-    ops::cross_entropy(c, saved_.upper.output.y, model_.head(tree), tokens_.data() + rows_, nullptr,
-                       nll_.data(), false);
-    backend_.to_host(nll_.data(), nll.data(), rows_);
+    places(tree, cache, updates == nullptr ? PassKind::Score : PassKind::ClosedForm);
+    if (updates != nullptr) add_places(*updates);
+    run([&](Context<B>& c) {
+      upper(c, model_, tree, parts_, tokens_.data(), caches_, cache, false, saved_, updates);
+      ops::cross_entropy(c, saved_.upper.output.y, model_.head(tree), tokens_.data() + rows_,
+                         nullptr, results_.scores(), false);
+    });
+    results_.bring(nll);
   }
 
   /// Scores likewise, and puts d(sum of loss_weights[r] · nll[r]) into `gradients`, for each
-  /// document's weights from its own rows.
+  /// document's weights from its own rows. Then takes the steps behind, if there are any, and
+  /// brings what they found, by piece. Everything is on its way before anything is waited for.
   void gradient(const Tree& tree, const Gradients& gradients, CacheScalar* cache,
-                std::span<const Scalar> loss_weights, std::span<Scalar> nll) {
-    auto c = start();
+                std::span<const Scalar> loss_weights, std::span<Scalar> nll,
+                const StepsBehind<B>& behind = {}, std::span<GradientScale> found = {}) {
     backend_.to_device(loss_weights.data(), loss_weights_.data(), rows_);
-    const auto at = upper(c, model_, tree, parts_, tokens_.data(), caches_, cache, true, saved_);
-    backward(c, model_, tree, parts_, saved_, at, tokens_.data() + rows_, loss_weights_.data(),
-             nll_.data(), gradients, caches_, cache);
-    backend_.to_host(nll_.data(), nll.data(), rows_);
+    places(tree, cache, behind.take ? PassKind::Step : PassKind::Gradient);
+    add_places(gradients);
+    places_.insert(places_.end(), behind.memory.begin(), behind.memory.end());
+    run([&](Context<B>& c) {
+      const auto at = upper(c, model_, tree, parts_, tokens_.data(), caches_, cache, true, saved_);
+      backward(c, model_, tree, parts_, saved_, at, tokens_.data() + rows_, loss_weights_.data(),
+               results_.scores(), gradients, caches_, cache);
+      if (behind.take) behind.take(c.backend, {results_.scores(), 1, rows_}, results_.found());
+    });
+    results_.bring(nll, found);
   }
 
   /// What is known of the token behind each piece.
   void next(const Tree& tree, CacheScalar* cache, std::span<NextToken<Scalar>> out) {
-    const Index count = std::ssize(parts_);
-    if (rows_ == count) {
-      steps_(places(tree, cache), host_tokens_, tokens_.data(), parts_[0].position,
-             [&](const B& machine) {
-               workspace_.release(0);  // so that it has the same places
-               find_next({machine, workspace_}, tree, cache);
-             });
-    } else {
-      find_next(start(), tree, cache);
-    }
-    backend_.to_host(next_.data(), out.data(), count);
+    places(tree, cache, PassKind::Next);
+    run([&](Context<B>& c) { find_next(c, tree, cache); });
+    backend_.to_host(next_.data(), out.data(), std::ssize(parts_));
   }
   /// Some of the logits that next() has last found for the document at a place.
   void logits(Index place, Index first, std::span<Scalar> out) const {
@@ -172,14 +177,26 @@ class BatchPass {
     typename Model::template Saved<View<Scalar>> upper;
   };
 
-  Context<B> start() {
-    workspace_.release(0);
-    backend_.to_device(host_tokens_.data(), tokens_.data(), std::ssize(host_tokens_));
-    return {backend_, workspace_};
+  /// Calls pass(context). Passes over a token of each document, and over whole chunks, are steps of
+  /// the backend: `places_` says which.
+  template <class F>
+  void run(const F& pass) {
+    const auto step = [&](const B& machine) {
+      workspace_.release(0);  // so that it has the same places
+      Context<B> c{machine, workspace_};
+      pass(c);
+    };
+    const auto take = [&](auto&& steps) {
+      steps(places_, host_tokens_, tokens_.data(), parts_[0].position, step);
+    };
+    const Index count = std::ssize(parts_);
+    if (rows_ == count) return take(token_steps_);
+    if (rows_ == count * chunk_) return take(chunk_steps_);
+    take(PlainSteps<B>(backend_));
   }
 
   /// Logits by place, and what sums them up by part.
-  void find_next(Context<B> c, const Tree& tree, CacheScalar* cache) {
+  void find_next(Context<B>& c, const Tree& tree, CacheScalar* cache) {
     upper(c, model_, tree, parts_, tokens_.data(), caches_, cache, false, saved_);
     const Index count = std::ssize(parts_), words = model_.config().vocabulary;
     View<Scalar> last = saved_.upper.output.y;
@@ -202,19 +219,25 @@ class BatchPass {
     }
   }
 
-  /// Where a step of a token each looks, as far as that may change, and how far apart documents
-  /// stand, which is no address but must not change either.
-  std::span<const void* const> places(const Tree& tree, const CacheScalar* cache) {
+  /// Where a pass of that kind looks, as far as that may change, and how many rows documents have
+  /// and how far apart they stand, which are no addresses but must not change either.
+  void places(const Tree& tree, const CacheScalar* cache, PassKind kind) {
     places_.clear();
+    const auto add = [&](auto number) {  // NOLINTNEXTLINE(performance-no-int-to-ptr)
+      places_.push_back(reinterpret_cast<const void*>(number));
+    };
+    add(kind);
     for (const SequencePart& part : parts_) {
-      const auto apart = static_cast<std::uintptr_t>(part.position - parts_[0].position);
       places_.push_back(cache + part.place * caches_.size());
-      places_.push_back(reinterpret_cast<const void*>(apart));  // NOLINT(performance-no-int-to-ptr)
+      add(part.rows);
+      add(part.position - parts_[0].position);
     }
-    Model::each([&](const ParameterName&,
-                    const StackedWeight<Scalar>& leaf) { places_.push_back(leaf.data); },
-                tree);
-    return places_;
+    add_places(tree);
+  }
+  template <class Leaves>
+  void add_places(const Leaves& leaves) {
+    Model::each([&](const ParameterName&, const auto& leaf) { places_.push_back(leaf.data); },
+                leaves);
   }
 
   /// Whether documents stand one behind the other.
@@ -257,7 +280,7 @@ class BatchPass {
   Caches caches_;
   Workspace<B> workspace_;
   typename B::template Buffer<Token> tokens_;  // of the rows, then their targets
-  typename B::template Buffer<Scalar> nll_;
+  PassResults<B> results_;
   typename B::template Buffer<Scalar> loss_weights_;
   typename B::template Buffer<Scalar> logits_;           // by place
   typename B::template Buffer<NextToken<Scalar>> next_;  // by part
@@ -265,8 +288,9 @@ class BatchPass {
   std::vector<SequencePart> parts_;
   Index rows_ = 0;
   std::vector<Token> host_tokens_;
-  std::vector<const void*> places_;
-  StepsOf<B> steps_;
+  Index chunk_;
+  std::vector<const void*> places_;  // of the pass at work
+  StepsOf<B> token_steps_, chunk_steps_;
 };
 
 }  // namespace detail

@@ -31,9 +31,11 @@ class BatchReader {
               all_.plan().chunk),
         nll_(static_cast<std::size_t>(sequences * all_.plan().chunk)),
         loss_weights_(nll_.size()),
-        nexts_(static_cast<std::size_t>(sequences)) {
+        nexts_(static_cast<std::size_t>(sequences)),
+        found_(nexts_.size()) {
     group_.reserve(nexts_.size());
     pieces_.reserve(nexts_.size());
+    moved_.reserve(nexts_.size());
   }
 
   /// Bytes of everything a batch takes beside the model's own weights, learning included. Throws
@@ -149,6 +151,7 @@ class BatchReader {
   using Document = typename Documents::Document;
   using Pass = BatchPass<typename WeightsType::Model, B>;
   using Piece = typename Pass::Piece;
+  static constexpr bool ahead = steps_ahead<LearnerType, B>;
 
   /// Scores the whole chunks as one block each and learns from those that may be learned from.
   void complete_chunks(std::span<const Text> texts) {
@@ -168,7 +171,12 @@ class BatchReader {
       Document& d = all_[i];
       deliver(texts, s, 0);
       if (!d.learns) continue;
-      all_.fast().step(i, d.state.counters);
+      Counters& counters = d.state.counters;
+      if constexpr (ahead) {
+        count(Step::of(found_[s]), counters);
+      } else {
+        count(all_.fast().step(all_.backend(), i, counters.inner_steps), counters);
+      }
       d.state.learned_size = all_.plan().learned_size();
     }
   }
@@ -239,7 +247,22 @@ class BatchReader {
         d.block.weigh(
             all.subspan(static_cast<std::size_t>(part.first), static_cast<std::size_t>(part.rows)));
       }
-      pass_.gradient(tree, all_.fast().gradients(parts), all_.cache(), all, nll);
+      const auto& gradients = all_.fast().gradients(parts);
+      if constexpr (ahead) {
+        const auto steps = [&](const B& machine, View<const Scalar> scores, GradientScale* found) {
+          for (std::size_t s = 0; s < parts.size(); ++s) {
+            if (!all_[parts[s].place].learns) continue;
+            all_.fast().step(machine, parts[s].place, 0, scores, found + s);
+          }
+        };
+        moved_.clear();
+        for (const SequencePart& part : parts) {
+          moved_.push_back(all_[part.place].learns ? all_.fast().vector(0, part.place) : nullptr);
+        }
+        pass_.gradient(tree, gradients, all_.cache(), all, nll, {steps, moved_}, found_);
+      } else {
+        pass_.gradient(tree, gradients, all_.cache(), all, nll);
+      }
     } else {
       pass_.score(tree, all_.cache(), nll);
     }
@@ -268,6 +291,8 @@ class BatchReader {
   std::vector<Scalar> nll_;
   std::vector<Scalar> loss_weights_;
   std::vector<NextToken<Scalar>> nexts_;
+  std::vector<GradientScale> found_;  // by piece
+  std::vector<const void*> moved_;    // likewise: the weights that learn
 };
 
 }  // namespace detail

@@ -94,18 +94,25 @@ class BatchWeights {
     if (owned_) begin(place);
   }
 
-  /// One step of the learner along a document's gradient, and its entry in the counters.
-  void step(Index place, Counters& counters) {
+  /// One step of the learner along a document's gradient, behind `steps` others, by the weights'
+  /// backend or another for the same memory; with `ahead`, what take_step has a learner told that
+  /// steps ahead.
+  template <class... Ahead>
+  auto step(const B& machine, Index place, Index steps, Ahead... ahead) {
     const Index first = place * plan_.learned;
-    const Step step = take_step(backend(), learner_,
-                                Update<Scalar>{.gradient = gradient_.data() + first,
-                                               .step = counters.inner_steps,
-                                               .weights = vector(0, place),
-                                               .size = plan_.learned,
-                                               .parts = sizes_},
-                                narrow_.data() + (narrows<B> ? first : 0),
-                                [&](Index i) { return vector(i + 1, place); });
-    count(step, counters);
+    return take_step(
+        machine, learner_,
+        Update<Scalar>{.gradient = gradient_.data() + first,
+                       .step = steps,
+                       .weights = vector(0, place),
+                       .size = plan_.learned,
+                       .parts = sizes_},
+        narrow_.data() + (narrows<B> ? first : 0), [&](Index i) { return vector(i + 1, place); },
+        ahead...);
+  }
+  /// The weights of a place, then its slots.
+  Scalar* vector(Index i, Index place) {
+    return learned_.data() + (i * sequences_ + place) * plan_.learned;
   }
 
   /// What a document has learned, from a state that has it and into one.
@@ -155,10 +162,6 @@ class BatchWeights {
     narrow(place);
   }
 
-  /// The weights of a place, then its slots.
-  Scalar* vector(Index i, Index place) {
-    return learned_.data() + (i * sequences_ + place) * plan_.learned;
-  }
   void narrow(Index place) {
     if constexpr (narrows<B>) {
       backend().narrow(vector(0, place), narrow_.data() + place * plan_.learned, plan_.learned);

@@ -10,6 +10,7 @@
 #include <ttt/backend/steps.hpp>
 #include <ttt/backend/workspace.hpp>
 #include <ttt/inner/look_ahead.hpp>
+#include <ttt/inner/pass_results.hpp>
 #include <ttt/model/language_model.hpp>
 
 namespace ttt::inline TTT_ABI {
@@ -41,7 +42,8 @@ class ChunkPass {
   }
   /// Bytes of what such passes take beside scratch.
   static Index bytes(const Model& model, Index rows, Index ahead) {
-    return (2 * rows + model.config().vocabulary) * Index{sizeof(Scalar)} +
+    return detail::PassResults<B>::bytes(1, rows) +
+           (rows + model.config().vocabulary) * Index{sizeof(Scalar)} +
            (rows + 1 + Ahead::tokens(rows, ahead)) * Index{sizeof(Token)} +
            Index{sizeof(NextToken<Scalar>)};
   }
@@ -50,7 +52,8 @@ class ChunkPass {
   /// cache, and a pass over one of these blocks begins where that ended, until `forget` or a pass
   /// over another. A group is run when `start_ahead` says so, or with the next pass: then it is put
   /// behind the pass and before anybody waits for that, so that neither waits for the host. Both
-  /// throw nothing but what the backend throws; then `forget` is to follow.
+  /// throw nothing but what the backend throws, of a group behind a pass with the next; then
+  /// `forget` is to follow.
   void look_ahead(std::span<const Token> tokens, Index position) { ahead_.add(tokens, position); }
   void start_ahead(const Tree& tree, CacheScalar* cache) { ahead_.start(tree, cache); }
   /// The most tokens that look_ahead can be given beside the last, which is only a target, and
@@ -65,12 +68,15 @@ class ChunkPass {
   /// nll[t] = -log p(tokens[t + 1] | tokens up to t), for every token but the last.
   void score(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens, Index position,
              std::span<Scalar> nll, const Gradients* updates = nullptr) {
-    auto [c, in] = start(tokens, static_cast<Index>(tokens.size()) - 1, position);
-    upper(c, model_, tree, in, caches_, cache, false, saved_, updates);
-    ops::cross_entropy(c, saved_.upper.output.y, model_.head(tree), in.tokens + 1, nullptr,
-                       nll_.data(), false);
-    ahead_.start(tree, cache);
-    backend_.to_host(nll_.data(), nll.data(), static_cast<Index>(nll.size()));
+    places(tree, cache, updates == nullptr ? Kind::Score : Kind::ClosedForm);
+    if (updates != nullptr) add_places(*updates);
+    run(tokens, std::ssize(tokens) - 1, position, [&](Context<B>& c, const Input& in) {
+      upper(c, model_, tree, in, caches_, cache, false, saved_, updates);
+      ops::cross_entropy(c, saved_.upper.output.y, model_.head(tree), in.tokens + 1, nullptr,
+                         results_.scores(), false);
+    });
+    ahead_.start_behind(tree, cache);
+    results_.bring(nll);
   }
 
   /// Scores likewise, and puts what the InPlaceMLPs learn from all tokens but the last into
@@ -80,17 +86,28 @@ class ChunkPass {
     score(tree, cache, tokens, position, nll, &updates);
   }
 
-  /// Scores likewise, and puts d(sum of loss_weights[t] · nll[t]) into `gradients`.
-  void gradient(const Tree& tree, const Gradients& gradients, CacheScalar* cache,
-                std::span<const Token> tokens, Index position, std::span<const Scalar> loss_weights,
-                std::span<Scalar> nll) {
+  /// Scores likewise, and puts d(sum of loss_weights[t] · nll[t]) into `gradients`; then takes the
+  /// step behind, if there is one, and returns what that found. Everything is on its way before
+  /// anything is waited for.
+  GradientScale gradient(const Tree& tree, const Gradients& gradients, CacheScalar* cache,
+                         std::span<const Token> tokens, Index position,
+                         std::span<const Scalar> loss_weights, std::span<Scalar> nll,
+                         const StepsBehind<B>& behind = {}) {
     send(loss_weights);
-    auto [c, in] = start(tokens, static_cast<Index>(tokens.size()) - 1, position);
-    const auto at = upper(c, model_, tree, in, caches_, cache, true, saved_);
-    backward(c, model_, tree, saved_, at, loss_weights_.data(), nll_.data(), gradients, caches_,
-             cache, in.tokens + 1);
-    ahead_.start(tree, cache);
-    backend_.to_host(nll_.data(), nll.data(), static_cast<Index>(nll.size()));
+    const Index rows = std::ssize(tokens) - 1;
+    places(tree, cache, behind.take ? Kind::Step : Kind::Gradient);
+    add_places(gradients);
+    places_.insert(places_.end(), behind.memory.begin(), behind.memory.end());
+    run(tokens, rows, position, [&](Context<B>& c, const Input& in) {
+      const auto at = upper(c, model_, tree, in, caches_, cache, true, saved_);
+      backward(c, model_, tree, saved_, at, loss_weights_.data(), results_.scores(), gradients,
+               caches_, cache, in.tokens + 1);
+      if (behind.take) behind.take(c.backend, {results_.scores(), 1, rows}, results_.found());
+    });
+    ahead_.start_behind(tree, cache);
+    GradientScale found;
+    results_.bring(nll, std::span(&found, behind.take ? 1 : 0));
+    return found;
   }
 
   /// What is known of the token after the last.
@@ -98,22 +115,14 @@ class ChunkPass {
                          Index position) {
     const Index words = model_.config().vocabulary, rows = static_cast<Index>(tokens.size());
     const View<Scalar> logits(logits_.data(), 1, words);
-    const auto run = [&](Context<B> c, const Input& in) {
+    places(tree, cache, Kind::Next);
+    forget();
+    run(tokens, rows, position, [&](Context<B>& c, const Input& in) {
       upper(c, model_, tree, in, caches_, cache, false, saved_);
       const auto y = saved_.upper.output.y;
       c.backend.matmul(y.rows_at(y.rows - 1, 1), model_.head(tree), logits, Write::Replace);
       c.backend.next_token(logits, next_.data());
-    };
-    if (rows == 1) {
-      forget();
-      steps_(places(tree, cache), tokens, tokens_.data(), position, [&](const B& machine) {
-        workspace_.release(0);  // so that it has the same places
-        run({machine, workspace_}, {tokens_.data(), 1, position, {}});
-      });
-    } else {
-      const auto [c, in] = start(tokens, rows, position);
-      run(c, in);
-    }
+    });
     NextToken<Scalar> next;
     backend_.to_host(next_.data(), &next, 1);
     return next;
@@ -136,13 +145,15 @@ class ChunkPass {
         backend_(backend),
         caches_(caches),
         workspace_(backend, needs.passes),
+        most_rows_(most_rows),
         tokens_(backend.template allocate<Token>(most_rows + 1)),
-        nll_(backend.template allocate<Scalar>(most_rows)),
+        results_(backend, 1, most_rows),
         loss_weights_(backend.template allocate<Scalar>(most_rows)),
         logits_(backend.template allocate<Scalar>(model.config().vocabulary)),
         next_(backend.template allocate<NextToken<Scalar>>(1)),
         saved_(model),
-        steps_(backend),
+        token_steps_(backend),
+        chunk_steps_(backend),
         ahead_(model, backend, caches, workspace_, most_rows, ahead, needs.ahead) {}
 
   static Needs needs(const Model& model, const B& backend, const Caches& caches, Index rows,
@@ -162,14 +173,16 @@ class ChunkPass {
         updates);
     Saved saved(model);
     Context<DryRun<B>> c{dry, workspace};
-    Input in{nullptr, rows, 0, {}};
     if (ahead > 1) {
-      in.h = Ahead::measure(dry, workspace, beside, model, tree, caches, cache.data(), rows, ahead);
+      Ahead::measure(dry, workspace, beside, model, tree, caches, cache.data(), rows, ahead);
     }
-    const auto at = upper(c, model, tree, in, caches, cache.data(), true, saved);
+    const auto input = [&] {
+      return Input{nullptr, rows, 0, workspace.matrix(rows, model.config().width), false};
+    };
+    const auto at = upper(c, model, tree, input(), caches, cache.data(), true, saved);
     backward(c, model, tree, saved, at, nullptr, nullptr, gradients, caches, cache.data(), nullptr);
     workspace.release(0);
-    upper(c, model, tree, {nullptr, rows, 0, {}}, caches, cache.data(), false, saved, &updates);
+    upper(c, model, tree, input(), caches, cache.data(), false, saved, &updates);
     return {workspace.peak(), beside.peak()};
   }
 
@@ -186,13 +199,17 @@ class ChunkPass {
     sent_.assign(loss_weights.begin(), loss_weights.end());
   }
 
-  /// Where a step of one token looks, as far as that may change.
-  std::span<const void* const> places(const Tree& tree, const CacheScalar* cache) {
-    places_.assign(1, cache);
-    Model::each(
-        [&](const ParameterName&, const Weight<Scalar>& leaf) { places_.push_back(leaf.data); },
-        tree);
-    return places_;
+  /// Where a pass of that kind looks, as far as that may change.
+  using Kind = detail::PassKind;
+  void places(const Tree& tree, const CacheScalar* cache, Kind kind) {
+    // NOLINTNEXTLINE(performance-no-int-to-ptr)
+    places_.assign({reinterpret_cast<const void*>(kind), cache});
+    add_places(tree);
+  }
+  template <class Leaves>
+  void add_places(const Leaves& leaves) {
+    Model::each([&](const ParameterName&, const auto& leaf) { places_.push_back(leaf.data); },
+                leaves);
   }
 
   struct Saved {
@@ -203,13 +220,14 @@ class ChunkPass {
     typename Model::template Saved<View<Scalar>> upper;
   };
 
-  /// A block at work: its tokens in the backend's memory and, where it has been computed already,
-  /// what the lower half made of them.
+  /// A block at work: its tokens in the backend's memory, and what the lower half makes of them, or
+  /// has made already.
   struct Input {
     const Token* tokens;
     Index rows;
     Index position;
     View<Scalar> h;
+    bool begun;
   };
 
   /// Normed hidden states, in saved.upper.output.y.
@@ -218,12 +236,10 @@ class ChunkPass {
                                  const Input& in, const Caches& caches, CacheScalar* cache,
                                  bool keep, Saved& saved, const Gradients* updates = nullptr) {
     const auto at = model.positions(c, in.position, in.rows);
-    View<Scalar> h = in.h;
-    if (h.empty()) {
-      h = c.make(in.rows, model.config().width);
-      detail::lower_half(c, model, tree, in.tokens, h, at, caches, cache, saved.lower, updates);
+    if (!in.begun) {
+      detail::lower_half(c, model, tree, in.tokens, in.h, at, caches, cache, saved.lower, updates);
     }
-    model.upper_forward(c, tree, h, keep, saved.upper, at,
+    model.upper_forward(c, tree, in.h, keep, saved.upper, at,
                         [&](Index i) { return caches.at(cache, i); });
     return at;
   }
@@ -240,34 +256,48 @@ class ChunkPass {
                          [&](Index i) { return caches.at(cache, i); });
   }
 
-  struct Start {
-    Context<B> c;
-    Input in;
-  };
-  /// For the first `rows` of the tokens.
-  Start start(std::span<const Token> tokens, Index rows, Index position) {
-    if (const auto block = ahead_.take(position, rows); !block.h.empty()) {
-      return {{backend_, workspace_}, {block.tokens, rows, position, block.h}};
+  /// Calls pass(context, input) for the first `rows` of the tokens. Passes over one token, and over
+  /// whole chunks, are steps of the backend: `places_` says which.
+  template <class F>
+  void run(std::span<const Token> tokens, Index rows, Index position, const F& pass) {
+    const auto block = ahead_.take(position, rows);
+    const bool begun = !block.h.empty();
+    if (!begun) {
+      forget();
+      workspace_.release(0);
     }
-    forget();
-    workspace_.release(0);
-    backend_.to_device(tokens.data(), tokens_.data(), static_cast<Index>(tokens.size()));
-    return {{backend_, workspace_}, {tokens_.data(), rows, position, {}}};
+    const View<Scalar> h = workspace_.matrix(rows, model_.config().width);
+    const Index mark = workspace_.used();
+    places_.push_back(h.data);
+    if (begun) {  // where every step finds it
+      backend_.copy(block.tokens, tokens_.data(), rows + 1);
+      backend_.copy(block.h.data, h.data, h.shape().size());
+      tokens = {};
+    }
+    const auto step = [&](const B& machine) {
+      workspace_.release(mark);
+      Context<B> c{machine, workspace_};
+      pass(c, Input{tokens_.data(), rows, position, h, begun});
+    };
+    if (rows == 1) return token_steps_(places_, tokens, tokens_.data(), position, step);
+    if (rows == most_rows_) return chunk_steps_(places_, tokens, tokens_.data(), position, step);
+    PlainSteps<B>{backend_}(places_, tokens, tokens_.data(), position, step);
   }
 
   const Model& model_;
   const B& backend_;
   Caches caches_;
   Workspace<B> workspace_;
+  Index most_rows_;
   typename B::template Buffer<Token> tokens_;
-  typename B::template Buffer<Scalar> nll_;
+  detail::PassResults<B> results_;
   typename B::template Buffer<Scalar> loss_weights_;
   std::vector<Scalar> sent_;                    // what these are
   typename B::template Buffer<Scalar> logits_;  // of the next token
   typename B::template Buffer<NextToken<Scalar>> next_;
   Saved saved_;
-  std::vector<const void*> places_;
-  StepsOf<B> steps_;
+  std::vector<const void*> places_;  // of the pass at work
+  StepsOf<B> token_steps_, chunk_steps_;
   Ahead ahead_;  // the last, so that it is joined before any memory goes
 };
 

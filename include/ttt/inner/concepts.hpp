@@ -22,18 +22,48 @@ struct Update {
   Index step = 0;         // steps taken before this one
   Scalar* const* slots = nullptr;
   Scalar* weights = nullptr;
-  bfloat16* copy = nullptr;  // of the new weights, rounded: see rounds_weights
   Index size = 0;
   std::span<const Index> parts = {};  // sizes of the parameters it is made of, where that is known
+
+  // For what moves by `add` and `add_gradient`; see moves_by_update.
+  bfloat16* copy = nullptr;              // of the new weights, rounded
+  const GradientScale* found = nullptr;  // the scale, and whether to step, in the backend's memory
+
+  /// y = a * scale * gradient + b * y, for the weights or a slot.
+  template <class B>
+  void add_gradient(const B& backend, double a, double b, Scalar* y) const {
+    write(backend, a * scale, gradient, b, y, found == nullptr ? nullptr : &found->scale);
+  }
+  /// y = a * x + b * y likewise.
+  template <class B>
+  void add(const B& backend, double a, const Scalar* x, double b, Scalar* y) const {
+    write(backend, a, x, b, y, found == nullptr ? nullptr : &found->taken);
+  }
+
+ private:
+  template <class B>
+  void write(const B& backend, double a, const Scalar* x, double b, Scalar* y,
+             const double* times) const {
+    bfloat16* const rounded = y == weights ? copy : nullptr;
+    if constexpr (detail::finds_scales<B>) {
+      if (times != nullptr) return backend.axpby(a, x, b, y, size, rounded, times);
+    }
+    if constexpr (detail::narrows<B>) {
+      if (rounded != nullptr) return backend.axpby(a, x, b, y, size, rounded);
+    }
+    backend.axpby(a, x, b, y, size);
+  }
 };
 
-/// Whether an optimizer or a learner rounds the weights while it writes them, for a backend that
-/// multiplies in bfloat16: then, and only then, update.copy has a place that it must fill. It says
-/// so by its own name, `using RoundsWeights = Sgd`: what derives from it or calls it may write the
-/// weights once more, and does not say so.
+/// Whether an optimizer or a learner moves weights and slots by update.add and update.add_gradient
+/// and no other way, and looks at no `scale` or `step` itself. A backend that multiplies in
+/// bfloat16 then has the weights rounded while they are written; and one whose results are not at
+/// hand may find the scale, and whether to step at all, while the host is elsewhere. It says so by
+/// its own name, `using MovesByUpdate = Sgd`: what derives from it or calls it may do more, and
+/// does not.
 template <class T>
-inline constexpr bool rounds_weights = requires {
-  requires std::same_as<typename T::RoundsWeights, T>;
+inline constexpr bool moves_by_update = requires {
+  requires std::same_as<typename T::MovesByUpdate, T>;
 };
 
 /// An optimizer keeps `slots` vectors shaped like the weights between steps, zero at first.
@@ -80,6 +110,10 @@ struct Step {
   double gradient_norm = 0;  // before clipping
   bool taken = false;        // false: the norm was not finite, nothing changed
   bool clipped = false;
+
+  static Step of(const GradientScale& found) {
+    return {found.norm, found.taken == 1, found.scale < 1};
+  }
 };
 
 /// A learner says how long a chunk is, which of the suffix's MLPs learn (a session refuses it if it
@@ -97,21 +131,36 @@ concept Learner = requires(const L& learner, const B& backend, const ParameterNa
 
 namespace detail {
 
+/// Whether a step can be put behind a gradient without waiting for its norm:
+/// learner.update(backend, update, scores, found) then does what update(backend, update) does,
+/// unless a score is not finite, and leaves at `found` what there is to tell of it.
+template <class L, class B>
+inline constexpr bool steps_ahead = finds_scales<B>&& moves_by_update<L>&& requires(
+    const L& learner, const B& backend, Update<typename B::Scalar> update,
+    View<const typename B::Scalar> scores, GradientScale* found) {
+  learner.update(backend, update, scores, found);
+};
+
 /// The update of some weights, whose i-th slot is at slot_at(i) and, where the backend narrows,
-/// whose rounded copy is kept beside: by the learner or behind its step.
-template <class B, class L, class SlotAt>
-Step take_step(const B& backend, const L& learner, Update<typename B::Scalar> update,
-               bfloat16* copy, const SlotAt& slot_at) {
-  constexpr bool rounds = narrows<B> && rounds_weights<L>;
+/// whose rounded copy is kept beside: by the learner or behind its step. With `rest`, one that
+/// steps ahead.
+template <class B, class L, class SlotAt, class... Rest>
+auto take_step(const B& backend, const L& learner, Update<typename B::Scalar> update,
+               bfloat16* copy, const SlotAt& slot_at, Rest... rest) {
+  constexpr bool rounds = narrows<B> && moves_by_update<L>;
   typename B::Scalar* slots[L::slots + 1] = {};
   for (std::size_t i = 0; i < L::slots; ++i) slots[i] = slot_at(static_cast<Index>(i));
   update.slots = slots;
   if (rounds) update.copy = copy;
-  const Step step = learner.update(backend, update);
-  if constexpr (narrows<B> && !rounds) {
-    if (step.taken) backend.narrow(update.weights, copy, update.size);
+  if constexpr (sizeof...(Rest) > 0) {
+    learner.update(backend, update, rest...);
+  } else {
+    const Step step = learner.update(backend, update);
+    if constexpr (narrows<B> && !rounds) {
+      if (step.taken) backend.narrow(update.weights, copy, update.size);
+    }
+    return step;
   }
-  return step;
 }
 
 }  // namespace detail

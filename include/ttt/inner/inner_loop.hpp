@@ -42,7 +42,7 @@ struct InnerLoop {
   std::optional<Token> masked_target = {};  // a token that is never learned from: BOS, say
 
   static constexpr std::size_t slots = Optimizer::slots;
-  using RoundsWeights = std::conditional_t<rounds_weights<Optimizer>, InnerLoop, void>;
+  using MovesByUpdate = std::conditional_t<moves_by_update<Optimizer>, InnerLoop, void>;
 
   bool learns(const ParameterName& name) const {
     const Role role = what == Learns::DynamicMlps ? Role::DynamicMlp : Role::Mlp;
@@ -65,6 +65,18 @@ struct InnerLoop {
     u.multiplier = rate_multiplier;
     optimizer.step(backend, u);
     return step;
+  }
+
+  /// The same without waiting for the norm, for an optimizer that moves by its update. Nothing
+  /// moves if a score, (1, tokens), is not finite either. `found`, in the backend's memory, has the
+  /// rest.
+  template <class B>
+  void update(const B& backend, Update<typename B::Scalar> u, View<const typename B::Scalar> scores,
+              GradientScale* found) const {
+    backend.gradient_scale(u.gradient, u.size, static_cast<double>(clip), scores, found);
+    u.found = found;
+    u.multiplier = rate_multiplier;
+    optimizer.step(backend, u);
   }
 
   /// The way back through an update that took `step`: through the optimizer, then through the

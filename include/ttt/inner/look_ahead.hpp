@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <exception>
 #include <optional>
 #include <span>
 #include <utility>
@@ -150,12 +151,24 @@ class LookAhead {
     beside_->mark(place(n));
   }
 
-  /// The tokens and the lower half of a block, for what the backend is given next.
+  /// The same behind a pass that has changed something already: what is thrown is kept for the next
+  /// take, so that this pass is whole.
+  void start_behind(const Tree& tree, CacheScalar* cache) noexcept {
+    try {
+      start(tree, cache);
+    } catch (...) {
+      failure_ = std::current_exception();
+    }
+  }
+
+  /// The tokens and the lower half of a block, for what the backend is given next. Throws what
+  /// start_behind kept; then forget is to follow.
   struct Block {
     const Token* tokens = nullptr;
     View<Scalar> h;  // (rows, width), free to be written over; empty if it is in no group
   };
   Block take(Index position, Index rows) {
+    if (failure_) std::rethrow_exception(std::exchange(failure_, {}));
     for (Index n = first_; n < last_; ++n) {
       Group& g = group(n);
       const Index first = position - g.position;
@@ -172,6 +185,7 @@ class LookAhead {
   void forget() noexcept {
     if (!std::exchange(joined_, true)) beside_->join();
     first_ = last_ = 0;
+    failure_ = {};
   }
 
  private:
@@ -211,6 +225,7 @@ class LookAhead {
   std::vector<Group> groups_;
   Index first_ = 0, last_ = 0;  // groups that are there: first_ .. last_ - 1
   bool joined_ = true;
+  std::exception_ptr failure_;  // of a group behind a pass
   View<Scalar> h_;  // of all places, at the bottom of the passes' workspace
   Index mark_ = 0;  // above it
   std::optional<BesideOf<B>> beside_;

@@ -7,20 +7,6 @@
 
 namespace ttt::inline TTT_ABI {
 
-namespace detail {
-
-/// weights += a * direction, and their copy where one is wanted.
-template <Backend B>
-void move_weights(const B& backend, const Update<typename B::Scalar>& u, double a,
-                  const typename B::Scalar* direction) {
-  if constexpr (narrows<B>) {
-    if (u.copy != nullptr) return backend.axpby(a, direction, 1.0, u.weights, u.size, u.copy);
-  }
-  backend.axpby(a, direction, 1.0, u.weights, u.size);
-}
-
-}  // namespace detail
-
 /// Plain gradient descent, weights -= rate * gradient: the paper's, with rate 1.
 ///
 /// Use it as the template for your own optimizer.
@@ -28,12 +14,11 @@ struct Sgd {
   float rate = 1.0f;
 
   static constexpr std::size_t slots = 0;
-  using RoundsWeights = Sgd;
+  using MovesByUpdate = Sgd;
 
   template <Backend B>
   void step(const B& backend, const Update<typename B::Scalar>& u) const {
-    detail::move_weights(backend, u, -static_cast<double>(rate) * u.multiplier * u.scale,
-                         u.gradient);
+    u.add_gradient(backend, -static_cast<double>(rate) * u.multiplier, 1.0, u.weights);
   }
 
   /// dgradient = -rate * dweights.
@@ -51,12 +36,12 @@ struct Momentum {
   float decay = 0.5f;
 
   static constexpr std::size_t slots = 1;
-  using RoundsWeights = Momentum;
+  using MovesByUpdate = Momentum;
 
   template <Backend B>
   void step(const B& backend, const Update<typename B::Scalar>& u) const {
-    backend.axpby(u.scale, u.gradient, static_cast<double>(decay), u.slots[0], u.size);
-    detail::move_weights(backend, u, -static_cast<double>(rate) * u.multiplier, u.slots[0]);
+    u.add_gradient(backend, 1.0, static_cast<double>(decay), u.slots[0]);
+    u.add(backend, -static_cast<double>(rate) * u.multiplier, u.slots[0], 1.0, u.weights);
   }
 
   /// dgradient = dvelocity - rate * dweights, and decay times that is the old velocity's.

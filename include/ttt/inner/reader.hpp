@@ -80,7 +80,23 @@ class Reader {
     pass_.forget();  // it writes into the old state
     state_ = std::move(state);
     next_.reset();
+    fast_.drop_spare();
     fast_.show(weights_, learner_, state_);
+  }
+
+  /// The state becomes that of a document not begun, in the same memory: what the backend has
+  /// prepared for it stays good.
+  void reset() {
+    pass_.forget();
+    fast_.disown(weights_, learner_, state_);
+    weights_.backend().fill(CacheScalar{}, state_.cache.data(), state_.cache_size);
+    state_.counters = {};
+    state_.pending.clear();
+    state_.marks.clear();
+    state_.random = Random{options_.seed};
+    state_.evaluated = 0;
+    state_.logits.clear();
+    next_.reset();
   }
 
   /// Consumes tokens up to the end of the chunk that is filling; returns how many. Nothing has
@@ -196,31 +212,53 @@ class Reader {
     const Index chunk = learner_.chunk;
     const Index position = state_.boundary();
     const bool learn = teaches<LearnerType>(plan_, block_);
+    const bool begins = learn && steps_ahead<LearnerType, B> && state_.learned_size == 0;
     state_.evaluated = 0;  // the block overwrites what was computed piece by piece
     next_.reset();
-    const auto run = [&] {
-      if (learn && has_closed_form<LearnerType>) {
-        pass_.closed_form(fast_.tree(), fast_.gradients(), state_.cache.data(), block_.tokens(),
-                          position, nll_);
-      } else if (learn) {
-        block_.weigh(loss_weights_);
-        pass_.gradient(fast_.tree(), fast_.gradients(), state_.cache.data(), block_.tokens(),
-                       position, loss_weights_, nll_);
-      } else {
-        pass_.score(fast_.tree(), state_.cache.data(), block_.tokens(), position, nll_);
+    Step step;
+    try {
+      if (begins) fast_.own(weights_, learner_, plan_, state_);
+      step = pass_over_chunk(position, learn);
+      if (pass_.ahead() > position + chunk && !all_finite(nll_)) {
+        settle();  // a later chunk's keys may be to blame: zero times one is not zero
+        step = pass_over_chunk(position, learn);
       }
-    };
-    run();
-    if (pass_.ahead() > position + chunk && !all_finite(nll_)) {
-      settle();  // a later chunk's keys may be to blame: zero times one is not zero
-      run();
+      check_finite(nll_, position);
+    } catch (...) {
+      if (begins) fast_.disown(weights_, learner_, state_);
+      throw;
     }
-    check_finite(nll_, position);
-    if (learn) {
+    if (learn && !steps_ahead<LearnerType, B>) {
       fast_.own(weights_, learner_, plan_, state_);
-      fast_.step(weights_, learner_, plan_, state_);
+      step = fast_.step(weights_.backend(), learner_, plan_, state_);
     }
+    if (learn) count(step, state_.counters);
     std::copy_n(nll_.data() + (chunk - taken), taken, out);
+  }
+  /// The scores of the chunk, with what is to be learned from it; of a learner that steps ahead,
+  /// its step too, unless a score is not finite.
+  Step pass_over_chunk(Index position, bool learn) {
+    const auto& tree = fast_.tree();
+    CacheScalar* const cache = state_.cache.data();
+    const std::span<const Token> tokens = block_.tokens();
+    if (learn && has_closed_form<LearnerType>) {
+      pass_.closed_form(tree, fast_.gradients(), cache, tokens, position, nll_);
+    } else if (learn) {
+      block_.weigh(loss_weights_);
+      if constexpr (steps_ahead<LearnerType, B>) {
+        const auto update = [&](const B& machine, View<const Scalar> scores, GradientScale* found) {
+          fast_.step(machine, learner_, plan_, state_, scores, found);
+        };
+        const void* const learned = state_.learned.data();
+        return Step::of(pass_.gradient(tree, fast_.gradients(), cache, tokens, position,
+                                       loss_weights_, nll_, {update, {&learned, 1}}));
+      } else {
+        pass_.gradient(tree, fast_.gradients(), cache, tokens, position, loss_weights_, nll_);
+      }
+    } else {
+      pass_.score(tree, cache, tokens, position, nll_);
+    }
+    return {};
   }
 
   /// Scores the part of the chunk that is there, beginning where the last piece ended.

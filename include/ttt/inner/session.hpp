@@ -163,7 +163,7 @@ class Session {
   }
 
   /// Forgets the document: the model's own weights, an empty window, the seed of the options.
-  void reset() { adopt(reader_->fresh()); }
+  void reset() { reader_->reset(); }
 
   const Counters& counters() const { return state().counters; }
   const WeightsType& weights() const { return reader_->weights(); }

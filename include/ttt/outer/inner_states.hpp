@@ -141,16 +141,21 @@ class InnerStates {
   }
 
   /// One update of sequence s in the state at `to`, which is then at work, by the inner gradient of
-  /// the chunk at `from`.
-  Step step(const B& backend, const LearnerType& learner, Index s, Index from, Index to,
-            Index steps) {
+  /// the chunk at `from`; with `ahead`, what take_step has a learner told that steps ahead.
+  template <class... Ahead>
+  auto step(const LearnerType& learner, Index s, Index from, Index to, Index steps,
+            Ahead... ahead) {
     Update<Scalar> update = update_at(from, s, steps);
     update.weights = weights(to) + s * learned_;
-    const Step step =
-        take_step(backend, learner, update, narrows<B> ? copy(to) + s * learned_ : nullptr,
-                  [&](Index i) { return slots_at(to) + i * all_ + s * learned_; });
-    if (!step.taken) stay(s, to);
-    return step;
+    bfloat16* const rounded = narrows<B> ? copy(to) + s * learned_ : nullptr;
+    const auto slot_at = [&](Index i) { return slots_at(to) + i * all_ + s * learned_; };
+    if constexpr (sizeof...(Ahead) > 0) {
+      take_step(backend_, learner, update, rounded, slot_at, ahead...);
+    } else {
+      const Step step = take_step(backend_, learner, update, rounded, slot_at);
+      if (!step.taken) stay(s, to);
+      return step;
+    }
   }
   /// Sequence s has at place `to` what it had at the one before.
   void stay(Index s, Index to) {

@@ -46,6 +46,8 @@ class SequencePass {
   using Input = UpperInput<Scalar>;
   using Tree = typename Model::template Parameters<Weight<Scalar>>;
   using Gradients = typename Model::template Parameters<View<Scalar>>;
+  /// Forwards, nothing is waited for.
+  static constexpr bool ahead = steps_ahead<LearnerType, B>;
 
  public:
   using Plan = SequencePlan<Model, B, LearnerType, Order>;
@@ -62,6 +64,7 @@ class SequencePass {
         targets_(backend.template allocate<Token>(plan.sequences * plan.length)),
         loss_weights_(backend.template allocate<Scalar>(plan.sequences * plan.length)),
         nll_(backend.template allocate<Scalar>(plan.sequences * plan.length)),
+        found_(backend.template allocate<GradientScale>(ahead ? plan.sequences * plan.chunks : 0)),
         states_(model, backend, workspace_, plan.sequences, plan.learned, plan.slots),
         host_targets_(static_cast<std::size_t>(plan.sequences * plan.length)),
         host_nll_(host_targets_.size()),
@@ -110,6 +113,7 @@ class SequencePass {
       forward_segment(learner, i, false, true);
     }
     forward_segment(learner, last, true, true);
+    if constexpr (ahead) bring_steps();
     for (SequenceLoss& result : results_) {
       for (const double loss : result.chunk_loss) result.loss += loss;
       result.loss /= static_cast<double>(plan_.chunks);
@@ -218,7 +222,7 @@ class SequencePass {
       upper_values(c, model_, states_.tree(place), kept.in, caches(),
                    steps ? &states_.inner_gradients(place) : nullptr, recorded,
                    nll_.data() + first_of(i), kept.record);
-      if (first_time) score(i);
+      if (first_time && !ahead) score(i, 1);
       if (!record) workspace_.release(kept.begin);
       // Where a segment that runs again ends, the next one has been.
       if (!steps || (!first_time && i + 1 == end_of(segment))) continue;
@@ -229,18 +233,39 @@ class SequencePass {
           states_.stay(s, to);
           continue;
         }
-        SequenceLoss& result = results_[static_cast<std::size_t>(s)];
-        if (first_time) steps_before_[step_of(i, s)] = result.inner_steps;
-        const Step step =
-            states_.step(backend_, learner, s, place, to, steps_before_[step_of(i, s)]);
-        if (!first_time) continue;
-        steps_[step_of(i, s)] = step;
-        result.inner_steps += step.taken ? 1 : 0;
-        result.skipped_steps += step.taken ? 0 : 1;
-        result.clipped_steps += step.clipped ? 1 : 0;
+        if constexpr (ahead) {
+          const View<const Scalar> scores(nll_.data() + first_of(i), 1, sequences() * plan_.chunk);
+          states_.step(learner, s, place, to, 0, scores, found_.data() + step_of(i, s));
+        } else {
+          SequenceLoss& result = results_[static_cast<std::size_t>(s)];
+          if (first_time) steps_before_[step_of(i, s)] = result.inner_steps;
+          const Step step = states_.step(learner, s, place, to, steps_before_[step_of(i, s)]);
+          if (first_time) count(i, s, step);
+        }
       }
     }
     if (!record) states_.clear_segment();
+  }
+
+  /// A step of the first time.
+  void count(Index chunk, Index s, const Step& step) {
+    SequenceLoss& result = results_[static_cast<std::size_t>(s)];
+    steps_[step_of(chunk, s)] = step;
+    result.inner_steps += step.taken ? 1 : 0;
+    result.skipped_steps += step.taken ? 0 : 1;
+    result.clipped_steps += step.clipped ? 1 : 0;
+  }
+  /// Waits for the scores of all chunks, and for what was found where steps were taken ahead.
+  void bring_steps() {
+    score(0, plan_.chunks);
+    if (plan_.learned == 0) return;
+    std::vector<GradientScale> found(steps_.size());
+    backend_.to_host(found_.data(), found.data(), std::ssize(found));
+    for (Index chunk = 0; chunk + 1 < plan_.chunks; ++chunk) {
+      for (Index s = 0; s < sequences(); ++s) {
+        if (counted(chunk, s)) count(chunk, s, Step::of(found[step_of(chunk, s)]));
+      }
+    }
   }
 
   std::size_t step_of(Index chunk, Index s) const {
@@ -252,22 +277,27 @@ class SequencePass {
     return std::any_of(first, first + plan_.chunk, [](Scalar w) { return w != 0; });
   }
 
-  void score(Index chunk) {
-    const Index first = first_of(chunk);
-    backend_.to_host(nll_.data() + first, host_nll_.data() + first, sequences() * plan_.chunk);
-    for (Index s = 0; s < sequences(); ++s) {
-      double sum = 0;
-      for (Index t = 0; t < plan_.chunk; ++t) {
-        const auto i = static_cast<std::size_t>(first_of(chunk, s) + t);
-        if (!std::isfinite(host_nll_[i])) {
-          fail<NonFiniteError>("training: the score of the token at position " +
-                               std::to_string(chunk * plan_.chunk + t + 1) +
-                               " is not a finite number");
-        }
-        sum += static_cast<double>(host_weights_[i]) * static_cast<double>(host_nll_[i]);
-      }
-      results_[static_cast<std::size_t>(s)].chunk_loss[static_cast<std::size_t>(chunk)] = sum;
+  /// Waits for the scores of so many chunks. Throws NonFiniteError.
+  void score(Index begin, Index chunks) {
+    const Index first = first_of(begin);
+    backend_.to_host(nll_.data() + first, host_nll_.data() + first,
+                     first_of(begin + chunks) - first);
+    for (Index chunk = begin; chunk < begin + chunks; ++chunk) {
+      for (Index s = 0; s < sequences(); ++s) add_scores(chunk, s);
     }
+  }
+  void add_scores(Index chunk, Index s) {
+    double sum = 0;
+    for (Index t = 0; t < plan_.chunk; ++t) {
+      const auto i = static_cast<std::size_t>(first_of(chunk, s) + t);
+      if (!std::isfinite(host_nll_[i])) {
+        fail<NonFiniteError>("training: the score of the token at position " +
+                             std::to_string(chunk * plan_.chunk + t + 1) +
+                             " is not a finite number");
+      }
+      sum += static_cast<double>(host_weights_[i]) * static_cast<double>(host_nll_[i]);
+    }
+    results_[static_cast<std::size_t>(s)].chunk_loss[static_cast<std::size_t>(chunk)] = sum;
   }
 
   /// Gradients of keys and values are kept of as many positions as one needs at a time and as many
@@ -322,6 +352,7 @@ class SequencePass {
   typename B::template Buffer<Token> tokens_, targets_;
   typename B::template Buffer<Scalar> loss_weights_;
   typename B::template Buffer<Scalar> nll_;
+  typename B::template Buffer<GradientScale> found_;  // by every chunk and sequence, ahead
   States states_;
   std::vector<Kept> kept_;
   Index first_gradient_ = 0;         // the position of the first row of cache_gradient_

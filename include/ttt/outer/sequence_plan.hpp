@@ -89,9 +89,11 @@ struct SequencePlan {
 
   /// Scalars of all that a pass takes.
   Index size() const {
-    const Index each = scalars_of<Scalar, CacheScalar>(caches.size()) + cache_gradients() +
-                       scalars_of<Scalar, Token>(2 * length + 1) + 2 * length +
-                       (narrows<B> ? scalars_of<Scalar, bfloat16>(2 * learned) : 0);
+    const Index each =
+        scalars_of<Scalar, CacheScalar>(caches.size()) + cache_gradients() +
+        scalars_of<Scalar, Token>(2 * length + 1) + 2 * length +
+        (steps_ahead<LearnerType, B> ? scalars_of<Scalar, GradientScale>(chunks) : 0) +
+        (narrows<B> ? scalars_of<Scalar, bfloat16>(2 * learned) : 0);
     return sequences * each + workspace;
   }
 

@@ -226,32 +226,31 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   }
 
   void store(In rows, Cache<CacheScalar> cache, Index position) const {
-    check_records_nothing();
-    Launch::store(next(), rows, cache, position);
+    Launch::store(next(), rows, cache, place(position));
   }
   void attention(In q, CacheIn keys, CacheIn values, AttentionShape shape, Out o, Out lse) const {
     if constexpr (fast) {
       if (Queue::attention_of_few(q, keys, values, shape, place(shape.position), o, lse)) return;
-      check_records_nothing();
       const bool done = rounding({o}, {lse}, [&](const Results& to) {
-        return Launch::attention_bfloat16(device_->stream(), q, keys, values, shape, o, lse,
+        return Launch::attention_bfloat16(device_->stream(), q, keys, values, placed(shape), o, lse,
                                           to.rounded);
       });
       if (done) return;
     }
-    Launch::attention(next(), false, {q, {}}, Keys{keys, values, {}, {}}, shape, o, lse);
+    Launch::attention(next(), false, {q, {}}, Keys{keys, values, {}, {}}, placed(shape), o, lse);
   }
   void attention_backward(In q, CacheIn keys, CacheIn values, AttentionShape shape, In o, In lse,
                           In dout, Out dq, Out dkeys, Out dvalues, Index first) const {
+    const Index behind = behind_queries(first, shape);
     if constexpr (fast) {
       const auto start = [&](void* scratch) {
-        return Launch::attention_backward_bfloat16(next(), q, keys, values, shape, o, lse, dout, dq,
-                                                   dkeys, dvalues, first, scratch);
+        return Launch::attention_backward_bfloat16(next(), q, keys, values, placed(shape), o, lse,
+                                                   dout, dq, dkeys, dvalues, behind, scratch);
       };
       if (device_->with_scratch(Launch::attention_backward_scratch(shape, q.rows), start)) return;
     }
-    Launch::attention_backward(next(), false, {q, {}}, Keys{keys, values, {}, {}}, shape, {o, {}},
-                               {lse, {}}, {dout, {}}, dq, dkeys, dvalues, first);
+    Launch::attention_backward(next(), false, {q, {}}, Keys{keys, values, {}, {}}, placed(shape),
+                               {o, {}}, {lse, {}}, {dout, {}}, dq, dkeys, dvalues, behind);
   }
   void attention_tangent(In q, In tq, CacheIn keys, CacheIn values, In tkeys, In tvalues,
                          AttentionShape shape, In o, In lse, Out to, Out tlse) const {
@@ -275,7 +274,8 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
       if (device_->with_scratch(scratch, start)) return;
     }
     Launch::attention_backward(next(), true, {q, tq}, Keys{keys, values, tkeys, tvalues}, shape,
-                               {o, to}, {lse, tlse}, {dout, tdout}, tdq, tdkeys, tdvalues, first);
+                               {o, to}, {lse, tlse}, {dout, tdout}, tdq, tdkeys, tdvalues,
+                               behind_queries(first, shape));
   }
 
   // ---- the loss ---------------------------------------------------------------------------------
@@ -331,34 +331,33 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   }
 
   void next_token(In logits, NextToken<S>* out) const {
-    device_->with_scratch(Launch::next_token_scratch(logits.rows), [&](void* scratch) {
-      Launch::next_token(next(), logits, out, scratch);
-    });
+    device_->with_scratch(Launch::next_token_scratch(logits.rows),
+                          [&](void* scratch) { Launch::next_token(next(), logits, out, scratch); });
   }
 
   // ---- flat vectors -----------------------------------------------------------------------------
 
-  /// Waits for the result. Throws cuda::Error when something on the stream failed.
-  double dot(const S* x, const S* y, Index size) const {
-    const auto lock = device_->results_lock();
-    auto* const sum = static_cast<double*>(device_->results());
-    Launch::dot(next(), x, y, size, device_->partial_sums(), detail::Device::sum_blocks, sum);
-    synchronize();
-    return *sum;
-  }
+  using Queue::adam;
   using Queue::axpby;
-  void adam(const AdamStep& step, const S* gradient, S* m, S* v, S* weights, Index size) const {
-    Launch::adam(next(), step, gradient, m, v, weights, size);
-  }
+  using Queue::dot;
+  using Queue::gradient_scale;
 
  private:
   friend cuda::Steps<Backend>;
   friend cuda::Beside<Backend>;
 
   detail::Place place(Index position) const { return {position - recorded_, base_}; }
-  /// For what has a place in the document that a graph cannot change.
-  void check_records_nothing() const {
-    if (base_ != nullptr) ttt::detail::fail<Error>("CUDA: no graph of such a step");
+  detail::PlacedShape placed(AttentionShape shape) const {
+    shape.position -= recorded_;
+    return {shape, base_};
+  }
+  /// How far the first position of a gradient lies behind the queries'. A graph cannot know how
+  /// many of those before them are there.
+  Index behind_queries(Index first, const AttentionShape& shape) const {
+    if (base_ != nullptr && first < shape.position) {
+      ttt::detail::fail<Error>("CUDA: no graph of such a step");
+    }
+    return first - shape.position;
   }
 
   Backend(std::shared_ptr<const detail::Device> device, bool own_stream)

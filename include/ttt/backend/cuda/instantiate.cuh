@@ -66,11 +66,11 @@ template struct Launch<float>;
 template struct Launch<double>;
 
 #define TTT_CACHED(S, C)                                                                        \
-  template void Launch<S>::store<C>(Stream, View<const S>, Cache<C>, Index);                    \
+  template void Launch<S>::store<C>(Stream, View<const S>, Cache<C>, Place);                    \
   template void Launch<S>::attention<C>(Stream, bool, Operand<S>, KeysAndValues<S, C>,          \
-                                        AttentionShape, View<S>, View<S>);                      \
+                                        PlacedShape, View<S>, View<S>);                         \
   template void Launch<S>::attention_backward<C>(Stream, bool, Operand<S>, KeysAndValues<S, C>, \
-                                                 AttentionShape, Operand<S>, Operand<S>,        \
+                                                 PlacedShape, Operand<S>, Operand<S>,           \
                                                  Operand<S>, View<S>, View<S>, View<S>, Index)
 TTT_CACHED(float, float);
 TTT_CACHED(double, double);

@@ -4,6 +4,7 @@
 /// any host compiler, defined in kernels/*.cuh for nvcc, instantiated in one unit.
 #pragma once
 
+#include <algorithm>
 #include <span>
 
 #include <ttt/backend/concepts.hpp>
@@ -87,6 +88,24 @@ struct Place {
   constexpr Place(Index position_ = 0, const Index* base_ = nullptr)
       : position(position_), base(base_) {}
   TTT_HD constexpr Index now() const { return base == nullptr ? position : *base + position; }
+};
+
+/// Which keys queries see that stand at such a place.
+struct PlacedShape : AttentionShape {
+  const Index* base = nullptr;
+
+  constexpr PlacedShape(const AttentionShape& shape, const Index* base_ = nullptr)
+      : AttentionShape(shape), base(base_) {}
+  TTT_HD constexpr AttentionShape now() const {
+    AttentionShape shape = *this;
+    if (base != nullptr) shape.position += *base;
+    return shape;
+  }
+  /// Where keys begin that lie `first` behind the first query, or before it, as far as that is
+  /// seen.
+  constexpr Index first_seen(Index first) const {
+    return first < 0 ? std::max(first, first_key(position) - position) : first;
+  }
 };
 
 /// What lies between the projections and attention: heads of queries and keys normed and turned,
@@ -188,13 +207,14 @@ struct [[gnu::visibility("hidden")]] Launch {
   static bool rotates(const Rotation<S>&);
   static void rotate_and_store(Stream, const Rotation<S>&);
   template <class C>
-  static void store(Stream, View<const S> rows, Cache<C>, Index position);
+  static void store(Stream, View<const S> rows, Cache<C>, Place);
   template <class C>
-  static void attention(Stream, bool tangents, Operand<S> q, KeysAndValues<S, C>, AttentionShape,
+  static void attention(Stream, bool tangents, Operand<S> q, KeysAndValues<S, C>, PlacedShape,
                         View<S> o, View<S> lse);
+  /// Gradients of keys and values begin `first` behind the first query.
   template <class C>
   static void attention_backward(Stream, bool tangents, Operand<S> q, KeysAndValues<S, C>,
-                                 AttentionShape, Operand<S> o, Operand<S> lse, Operand<S> dout,
+                                 PlacedShape, Operand<S> o, Operand<S> lse, Operand<S> dout,
                                  View<S> dq, View<S> dkeys, View<S> dvalues, Index first);
 
   /// A few queries' attention, at the speed of the memory; they stand at the place, whatever the
@@ -212,12 +232,12 @@ struct [[gnu::visibility("hidden")]] Launch {
   /// are no kernels: other heads than 64, 80, 96 and 128, rows that do not lie in fours of floats.
   /// Scratch, as many bytes as a function says, begins at a multiple of 16.
   static bool attention_bfloat16(Stream, View<const S> q, Cache<const bfloat16> keys,
-                                 Cache<const bfloat16> values, AttentionShape, View<S> o,
-                                 View<S> lse, View<bfloat16> rounded = {});
+                                 Cache<const bfloat16> values, PlacedShape, View<S> o, View<S> lse,
+                                 View<bfloat16> rounded = {});
   static Index attention_backward_scratch(AttentionShape, Index rows);  // bytes
   static bool attention_backward_bfloat16(
       Stream, View<const S> q, Cache<const bfloat16> keys, Cache<const bfloat16> values,
-      AttentionShape, View<const S> o, View<const S> lse, View<const S> dout, View<S> dq,
+      PlacedShape, View<const S> o, View<const S> lse, View<const S> dout, View<S> dq,
       View<S> dkeys, View<S> dvalues, Index first, void* scratch);
 
   /// The tangents of both, likewise; o and lse are what the value forms gave.
@@ -253,7 +273,7 @@ struct [[gnu::visibility("hidden")]] Launch {
   static void next_token(Stream, View<const S> logits, NextToken<S> * out, void* scratch);
   static Index next_token_scratch(Index rows);  // bytes
 
-  /// What a graph of one token's step begins with: its token and its position.
+  /// What a step in a graph begins with: its position, and its token if there is a place for it.
   static void begin_step(Stream, Token, Token * token, Index position, Index * place);
 
   static void add(Stream, View<const S> a, View<const S> b, View<S> out);
@@ -263,8 +283,13 @@ struct [[gnu::visibility("hidden")]] Launch {
   /// The sum of x · y into *sum, through `blocks` partial sums, in an order that never changes.
   static void dot(Stream, const S* x, const S* y, Index size, double* partial, int blocks,
                   double* sum);
+  /// Of a gradient, and of scores that must be finite; through partial sums likewise.
+  static void gradient_scale(Stream, const S* gradient, Index size, double clip,
+                             View<const S> scores, double* partial, int blocks,
+                             GradientScale* found);
+  /// With `times`, a is a times that, and y stays where it is not a number.
   static void axpby(Stream, double a, const S* x, double b, S* y, Index size,
-                    bfloat16* copy = nullptr);
+                    bfloat16* copy = nullptr, const double* times = nullptr);
   static void adam(Stream, const AdamStep&, const S* gradient, S* m, S* v, S* weights, Index size);
 };
 

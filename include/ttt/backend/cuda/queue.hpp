@@ -208,6 +208,22 @@ class Queue {
     return tensor_cores_->head_loss(h, head, targets, weights, nll, dh, scratch);
   }
 
+  /// Waits for the result. Throws cuda::Error when something on the stream failed.
+  double dot(const S* x, const S* y, Index size) const {
+    const auto lock = device_->results_lock();
+    auto* const sum = static_cast<double*>(device_->results());
+    Launch<S>::dot(next(), x, y, size, device_->partial_sums(), Device::sum_blocks, sum);
+    wait();
+    return *sum;
+  }
+  void gradient_scale(const S* gradient, Index size, double clip, In scores,
+                      GradientScale* found) const {
+    Launch<S>::gradient_scale(next(), gradient, size, clip, scores, device_->partial_sums(),
+                              Device::sum_blocks, found);
+  }
+  void adam(const AdamStep& step, const S* gradient, S* m, S* v, S* weights, Index size) const {
+    Launch<S>::adam(next(), step, gradient, m, v, weights, size);
+  }
   void axpby(double a, const S* x, double b, S* y, Index size) const {
     Launch<S>::axpby(next(), a, x, b, y, size);
   }
@@ -215,6 +231,11 @@ class Queue {
   void axpby(double a, const S* x, double b, S* y, Index size, bfloat16* copy) const
       requires(fast) {
     Launch<S>::axpby(next(), a, x, b, y, size, copy);
+  }
+  /// The same, with a copy unless that is null, and `times` a; y stays where that is not a number.
+  void axpby(double a, const S* x, double b, S* y, Index size, bfloat16* copy,
+             const double* times) const {
+    Launch<S>::axpby(next(), a, x, b, y, size, copy, times);
   }
 
   /// A sum on the residual stream, which may wait for what comes next.

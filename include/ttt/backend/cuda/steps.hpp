@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Steps of one token, or of one of each of some documents, as decoding takes them: one CUDA graph,
-/// put on the stream again and again. Any host compiler reads this.
+/// Steps of one token, of one of each of some documents, or of a chunk: one CUDA graph, put on the
+/// stream again and again. Any host compiler reads this.
 #pragma once
 
 #include <algorithm>
@@ -54,9 +54,10 @@ class Graph {
 }  // namespace detail
 
 /// Runs a step that is the same every time but for its tokens and their positions. Hundreds of
-/// small kernels cost the host more than the GPU, so the second step from the same memory is
-/// recorded as a graph, on a backend of its own that keeps positions in the GPU's memory, and from
-/// then on that is put on the stream. Where that is not possible, steps are taken as they come.
+/// small kernels cost the host more than the GPU, so with the second step from the same memory one
+/// is recorded as a graph, on a backend of its own that keeps positions in the GPU's memory, and
+/// from then on that is put on the stream. Where that is not possible, steps are taken as they
+/// come. Each is taken once: what it adds to is added to once.
 template <class B>
 class Steps {
   using Launch = detail::Launch<typename B::Scalar>;
@@ -68,10 +69,10 @@ class Steps {
   Steps(const Steps&) = delete;
   Steps& operator=(const Steps&) = delete;
 
-  /// Writes the tokens to `to`, then does what step(backend) puts on its stream. The step must be
-  /// the same whenever `memory`, all addresses that it uses and that may change, is, but for the
-  /// tokens, and for `position` where it hands that, or one as far from it as ever, to a primitive.
-  /// Throws what the step throws.
+  /// Writes the tokens, if there are any, to `to`, then does what step(backend) puts on its stream.
+  /// The step must be the same whenever `memory`, all addresses that it uses and that may change,
+  /// is, but for the tokens, and for `position` where it hands that, or one as far from it as ever,
+  /// to a primitive. Throws what the step throws; one that throws may be taken again.
   template <class Step>
   void operator()(std::span<const void* const> memory, std::span<const Token> tokens, Token* to,
                   Index position, const Step& step) {
@@ -80,14 +81,14 @@ class Steps {
       graph_.reset();
       memory_.assign(memory.begin(), memory.end());
     }
-    if (known && possible_ && !graph_) record(tokens, to, position, step);
-    if (!graph_) {
-      backend_.to_device(tokens.data(), to, std::ssize(tokens));
-      return step(backend_);
+    if (graph_) {
+      bring_others(tokens, to);
+      begin(backend_.next(), tokens, to, position);
+      return graph_->start(backend_.next());
     }
-    bring_others(tokens, to);
-    Launch::begin_step(backend_.next(), tokens[0], to, position, place_.data());
-    graph_->start(backend_.next());
+    if (known && possible_ && record(tokens, to, position, step)) return;
+    if (!tokens.empty()) backend_.to_device(tokens.data(), to, std::ssize(tokens));
+    step(backend_);
   }
 
   bool has_graph() const { return graph_.has_value(); }
@@ -97,26 +98,33 @@ class Steps {
   void bring_others(std::span<const Token> tokens, Token* to) {
     if (tokens.size() > 1) backend_.to_device(tokens.data() + 1, to + 1, std::ssize(tokens) - 1);
   }
+  void begin(cudaStream_t stream, std::span<const Token> tokens, Token* to, Index position) {
+    const bool has_tokens = !tokens.empty();
+    Launch::begin_step(stream, has_tokens ? tokens[0] : Token{}, has_tokens ? to : nullptr,
+                       position, place_.data());
+  }
 
+  /// Takes a step, and records another. Whether it was taken.
   template <class Step>
-  void record(std::span<const Token> tokens, Token* to, Index position, const Step& step) {
+  bool record(std::span<const Token> tokens, Token* to, Index position, const Step& step) {
+    bool taken = false;
     try {
       if (place_.size() == 0) place_ = backend_.template allocate<Index>(1);
-      if (!recorder_) {  // what is at `position` now will be at *base; nothing writes weights there
+      if (!recorder_) {  // what is at `position` now will be at *base
         const int index = backend_.device_->index();
         recorder_.reset(
             new B(std::make_shared<const detail::Device>(index, detail::StreamFor::Graphs), true));
         recorder_->base_ = place_.data();
       }
       recorder_->recorded_ = position;
-      const cudaStream_t stream = recorder_->next();
       bring_others(tokens, to);
       backend_.synchronize();
-      // Run once before it is recorded: what the recorder needs beside, it takes then.
-      Launch::begin_step(stream, tokens[0], to, position, place_.data());
+      // What the recorder needs beside, it takes now.
+      begin(recorder_->next(), tokens, to, position);
       step(*recorder_);
       recorder_->synchronize();
-      graph_.emplace(stream, [&] {
+      taken = true;
+      graph_.emplace(recorder_->next(), [&] {
         step(*recorder_);
         static_cast<void>(recorder_->next());  // what waits is part of the step
       });
@@ -126,6 +134,7 @@ class Steps {
       if (recorder_) recorder_->synchronize();  // throws if the GPU is lost
       recorder_.reset();
     }
+    return taken;
   }
 
   const B& backend_;

@@ -88,8 +88,9 @@ __device__ inline OwnedQueries owned_queries(const AttentionShape& shape, Index 
 
 template <class T, class C, class S = ScalarOf<T>>
 __global__ void __launch_bounds__(attention_threads)
-    attention_kernel(Operand<S> q, KeysAndValues<S, C> cache, AttentionShape shape, View<S> o,
+    attention_kernel(Operand<S> q, KeysAndValues<S, C> cache, PlacedShape placed, View<S> o,
                      View<S> lse) {
+  const AttentionShape shape = placed.now();
   using std::exp, std::log, std::sqrt;
   constexpr int tile = streamed_rows<T>;
   extern __shared__ __align__(16) unsigned char memory[];
@@ -170,10 +171,10 @@ __global__ void __launch_bounds__(attention_threads)
 }
 
 template <class S, class C>
-__global__ void store_kernel(View<const S> rows, Cache<C> cache, Index position) {
-  const Index t = blockIdx.x, d = cache.head_dim;
+__global__ void store_kernel(View<const S> rows, Cache<C> cache, Place place) {
+  const Index t = blockIdx.x, d = cache.head_dim, position = place.now() + t;
   for (Index j = threadIdx.x; j < cache.heads * d; j += blockDim.x) {
-    set(cache.at(j / d, position + t)[j % d], rows(t, j));
+    set(cache.at(j / d, position)[j % d], rows(t, j));
   }
 }
 
@@ -194,14 +195,14 @@ void start(void (*kernel)(Parameters...), dim3 blocks, Index bytes, cudaStream_t
 
 template <class S>
 template <class C>
-void Launch<S>::store(Stream stream, View<const S> rows, Cache<C> cache, Index position) {
-  if (rows.rows > 0) store_kernel<<<grid(rows.rows), 256, 0, stream>>>(rows, cache, position);
+void Launch<S>::store(Stream stream, View<const S> rows, Cache<C> cache, Place place) {
+  if (rows.rows > 0) store_kernel<<<grid(rows.rows), 256, 0, stream>>>(rows, cache, place);
 }
 
 template <class S>
 template <class C>
 void Launch<S>::attention(Stream stream, bool tangents, Operand<S> q, KeysAndValues<S, C> cache,
-                          AttentionShape shape, View<S> o, View<S> lse) {
+                          PlacedShape shape, View<S> o, View<S> lse) {
   if (q.value.rows == 0) return;
   const dim3 blocks(grid(blocks_for(q.value.rows, owned_rows)), grid(shape.heads));
   with_number<S>(tangents, [&]<class T>() {

@@ -24,8 +24,9 @@ __device__ T output_along(const Operand<S>& dout, const Operand<S>& o, Index t, 
 /// dq: a block owns 16 queries of a head and goes along their keys.
 template <class T, class C, class S = ScalarOf<T>>
 __global__ void __launch_bounds__(attention_threads)
-    attention_queries_kernel(Operand<S> q, KeysAndValues<S, C> cache, AttentionShape shape,
+    attention_queries_kernel(Operand<S> q, KeysAndValues<S, C> cache, PlacedShape placed,
                              Operand<S> o, Operand<S> lse, Operand<S> dout, View<S> dq) {
+  const AttentionShape shape = placed.now();
   using std::exp, std::sqrt;
   constexpr int tile = streamed_rows<T>;
   extern __shared__ __align__(16) unsigned char memory[];
@@ -82,12 +83,14 @@ __global__ void __launch_bounds__(attention_threads)
 }
 
 /// dkeys and dvalues, added to: a block owns 16 keys of a key head and goes along the queries that
-/// see them, one query head of the group after the other.
+/// see them, one query head of the group after the other. Gradients begin `first` behind the first
+/// query, keys `from`.
 template <class T, class C, class S = ScalarOf<T>>
 __global__ void __launch_bounds__(attention_threads)
-    attention_keys_kernel(Operand<S> q, KeysAndValues<S, C> cache, AttentionShape shape,
+    attention_keys_kernel(Operand<S> q, KeysAndValues<S, C> cache, PlacedShape placed,
                           Operand<S> o, Operand<S> lse, Operand<S> dout, View<S> dkeys,
                           View<S> dvalues, Index first, Index from) {
+  const AttentionShape shape = placed.now();
   using std::exp, std::sqrt;
   constexpr int tile = 16;
   extern __shared__ __align__(16) unsigned char memory[];
@@ -102,7 +105,7 @@ __global__ void __launch_bounds__(attention_threads)
   T* const log_sums = alongs + tile;
   const Index key_head = blockIdx.y, group = shape.heads / shape.key_heads;
   const Index key_end = shape.position + rows;
-  const Index j0 = from + static_cast<Index>(blockIdx.x) * owned_rows;
+  const Index j0 = shape.position + from + static_cast<Index>(blockIdx.x) * owned_rows;
   const Index count = key_end - j0 < owned_rows ? key_end - j0 : owned_rows;
   const Index row = threadIdx.x / row_lanes, lane = threadIdx.x % row_lanes;
   const Index j = j0 + row;
@@ -157,12 +160,13 @@ __global__ void __launch_bounds__(attention_threads)
     }
   }
   if (row >= count) return;
+  const Index row_of_gradient = j - shape.position - first;
 #pragma unroll
   for (int n = 0; n < lane_channels; ++n) {
     const Index c = lane + row_lanes * n;
     if (c >= d) continue;
-    if (!dkeys.empty()) put(dkeys(j - first, key_head * d + c), dkey[n], true);
-    if (!dvalues.empty()) put(dvalues(j - first, key_head * d + c), dvalue[n], true);
+    if (!dkeys.empty()) put(dkeys(row_of_gradient, key_head * d + c), dkey[n], true);
+    if (!dvalues.empty()) put(dvalues(row_of_gradient, key_head * d + c), dvalue[n], true);
   }
 }
 
@@ -171,12 +175,11 @@ __global__ void __launch_bounds__(attention_threads)
 template <class S>
 template <class C>
 void Launch<S>::attention_backward(Stream stream, bool tangents, Operand<S> q,
-                                   KeysAndValues<S, C> cache, AttentionShape shape, Operand<S> o,
+                                   KeysAndValues<S, C> cache, PlacedShape shape, Operand<S> o,
                                    Operand<S> lse, Operand<S> dout, View<S> dq, View<S> dkeys,
                                    View<S> dvalues, Index first) {
   if (q.value.rows == 0) return;
-  const Index seen = shape.first_key(shape.position), end = shape.position + q.value.rows;
-  const Index from = first > seen ? first : seen;
+  const Index from = shape.first_seen(first), end = q.value.rows;
   with_number<S>(tangents, [&]<class T>() {
     constexpr Index tile = streamed_rows<T>, bytes = sizeof(T);
     if (!dq.empty()) {

@@ -25,9 +25,10 @@ __device__ float output_along(const View<const float>& dout, const View<const fl
 template <int D>
 __global__ void __launch_bounds__(flash_threads)
     attention_queries_bfloat16_kernel(View<const float> q, Cache<const bfloat16> keys,
-                                      Cache<const bfloat16> values, AttentionShape shape,
+                                      Cache<const bfloat16> values, PlacedShape placed,
                                       View<const float> o, View<const float> lse,
                                       View<const float> dout, View<float> dq) {
+  const AttentionShape shape = placed.now();
   extern __shared__ __align__(16) std::uint16_t tiles[];  // keys, values; the next of both
   const Index head = blockIdx.y, key_head = head / (shape.heads / shape.key_heads);
   const Index first = static_cast<Index>(blockIdx.x) * flash_rows,
@@ -97,19 +98,21 @@ __global__ void __launch_bounds__(flash_threads)
   }
 }
 
-/// dkeys and dvalues, added to, for the keys from position `from` on.
+/// dkeys and dvalues, added to, which begin `first` behind the first query, for the keys that begin
+/// `from` behind it.
 template <int D>
 __global__ void __launch_bounds__(flash_threads)
     attention_keys_bfloat16_kernel(View<const float> q, Cache<const bfloat16> keys,
-                                   Cache<const bfloat16> values, AttentionShape shape,
+                                   Cache<const bfloat16> values, PlacedShape placed,
                                    View<const float> o, View<const float> lse,
                                    View<const float> dout, View<float> dkeys, View<float> dvalues,
                                    Index first, Index from) {
+  const AttentionShape shape = placed.now();
   __shared__ __align__(16) std::uint16_t query_tile[flash_tile<D>], dout_tile[flash_tile<D>];
   __shared__ float alongs[flash_rows], log_sums[flash_rows];
   const Index key_head = blockIdx.y, group = shape.heads / shape.key_heads;
   const Index key_end = shape.position + q.rows;
-  const Index j0 = from + static_cast<Index>(blockIdx.x) * flash_rows;
+  const Index j0 = shape.position + from + static_cast<Index>(blockIdx.x) * flash_rows;
   const int count = key_end - j0 < flash_rows ? static_cast<int>(key_end - j0) : flash_rows;
   const int mine = static_cast<int>(threadIdx.x) / 32 * 16;
   __shared__ RingCursor<D> cursor;
@@ -167,7 +170,7 @@ __global__ void __launch_bounds__(flash_threads)
     if (i >= count) continue;
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
-      const Index row = j0 + i - first, c = key_head * D + 8 * n + col_of(e);
+      const Index row = j0 + i - shape.position - first, c = key_head * D + 8 * n + col_of(e);
       dkeys(row, c) += dkey[n][e];
       dvalues(row, c) += dvalue[n][e];
     }
@@ -184,7 +187,7 @@ Index Launch<S>::attention_backward_scratch(AttentionShape shape, Index rows) {
 template <class S>
 bool Launch<S>::attention_backward_bfloat16(Stream stream, View<const S> q,
                                             Cache<const bfloat16> keys,
-                                            Cache<const bfloat16> values, AttentionShape shape,
+                                            Cache<const bfloat16> values, PlacedShape shape,
                                             View<const S> o, View<const S> lse, View<const S> dout,
                                             View<S> dq, View<S> dkeys, View<S> dvalues, Index first,
                                             void* scratch) {
@@ -196,8 +199,7 @@ bool Launch<S>::attention_backward_bfloat16(Stream stream, View<const S> q,
     if (q.rows == 0 || !in_sixteens(q) || !in_sixteens(dout) || dq.empty()) return false;
     if (!in_eights(keys) || !in_eights(values) || keys.slots != values.slots) return false;
     if (dkeys.empty() != dvalues.empty()) return false;
-    const Index seen = shape.first_key(shape.position), end = shape.position + q.rows;
-    const Index from = first > seen ? first : seen;
+    const Index from = shape.first_seen(first), end = q.rows;
     return with_head_dim(shape.head_dim, [&](auto d) {
       const dim3 blocks(grid(blocks_for(q.rows, flash_rows)), grid(shape.heads));
       start_tiles(attention_queries_bfloat16_kernel<d()>, blocks, flash_threads,

@@ -28,7 +28,7 @@ inline Index attention_backward_hopper_scratch(AttentionShape shape, Index q_row
 /// dvalues are absent.
 inline bool attention_backward_hopper(cudaStream_t stream, View<const float> q,
                                       Cache<const bfloat16> keys, Cache<const bfloat16> values,
-                                      AttentionShape shape, View<const float> o,
+                                      PlacedShape shape, View<const float> o,
                                       View<const float> lse, View<const float> dout, View<float> dq,
                                       View<float> dkeys, View<float> dvalues, Index first,
                                       void* scratch) {
@@ -38,8 +38,7 @@ inline bool attention_backward_hopper(cudaStream_t stream, View<const float> q,
     if (!in_fours_of_floats(v)) return false;
   }
   if (!in_chunks(keys) || !in_chunks(values) || !runs_hopper_code()) return false;
-  const Index seen = shape.first_key(shape.position), end = shape.position + q.rows;
-  const Index from = first > seen ? first : seen;
+  const Index from = shape.first_seen(first), end = q.rows;
   const bool want_keys = !dkeys.empty() && from < end;
   return with_head_dim(shape.head_dim, [&](auto d) {
     const auto queries_kernel = attention_queries_hopper_kernel<d()>;

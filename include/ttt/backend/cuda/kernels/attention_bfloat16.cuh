@@ -18,8 +18,9 @@ namespace {
 template <int D>
 __global__ void __launch_bounds__(flash_threads)
     attention_bfloat16_kernel(View<const float> q, Cache<const bfloat16> keys,
-                              Cache<const bfloat16> values, AttentionShape shape, View<float> o,
+                              Cache<const bfloat16> values, PlacedShape placed, View<float> o,
                               View<float> lse, View<bfloat16> rounded) {
+  const AttentionShape shape = placed.now();
   extern __shared__ __align__(16) std::uint16_t tiles[];  // keys, values; the next of both
   const Index head = blockIdx.y, key_head = head / (shape.heads / shape.key_heads);
   const Index first = static_cast<Index>(blockIdx.x) * flash_rows,
@@ -114,7 +115,7 @@ __global__ void __launch_bounds__(flash_threads)
 
 template <class S>
 bool Launch<S>::attention_bfloat16(Stream stream, View<const S> q, Cache<const bfloat16> keys,
-                                   Cache<const bfloat16> values, AttentionShape shape, View<S> o,
+                                   Cache<const bfloat16> values, PlacedShape shape, View<S> o,
                                    View<S> lse, View<bfloat16> rounded) {
   if constexpr (std::is_same_v<S, float>) {
     if (attention_hopper(stream, q, keys, values, shape, o, lse, rounded)) return true;

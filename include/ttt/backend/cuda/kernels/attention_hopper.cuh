@@ -59,9 +59,10 @@ struct ForwardShape {
 template <int D, int groups>
 __global__ void __launch_bounds__(ForwardShape<D, groups>::threads, 1)
     attention_hopper_kernel(View<const float> q, Cache<const bfloat16> keys,
-                            Cache<const bfloat16> values, AttentionShape shape, View<float> o,
+                            Cache<const bfloat16> values, PlacedShape placed, View<float> o,
                             View<float> lse, View<bfloat16> rounded) {
   if constexpr (hopper_code) {
+    const AttentionShape shape = placed.now();
     using Shape = ForwardShape<D, groups>;
     using Queries = typename Shape::Queries;
     using Stream = typename Shape::Stream;
@@ -227,7 +228,7 @@ __global__ void __launch_bounds__(ForwardShape<D, groups>::threads, 1)
 /// False, and nothing done, where there is no kernel for it: other heads than 64, 80, 96 and 128,
 /// few queries, rows that do not lie in fours of floats, another GPU than the code is for.
 inline bool attention_hopper(cudaStream_t stream, View<const float> q, Cache<const bfloat16> keys,
-                             Cache<const bfloat16> values, AttentionShape shape, View<float> o,
+                             Cache<const bfloat16> values, PlacedShape shape, View<float> o,
                              View<float> lse, View<bfloat16> rounded) {
   if (q.rows < least_hopper_queries || !in_fours_of_floats(q) || !in_fours_of_floats(o) ||
       !in_chunks(keys) || !in_chunks(values) || !runs_hopper_code()) {

@@ -32,13 +32,15 @@ struct KeyOwner {
   }
 };
 
-/// dkeys and dvalues, added to, for the keys from position `from` on.
+/// dkeys and dvalues, added to, which begin `first` behind the first query, for the keys that begin
+/// `from` behind it.
 template <int D>
 __global__ void __launch_bounds__(backward_threads, 1)
     attention_keys_hopper_kernel(Cache<const bfloat16> keys, Cache<const bfloat16> values,
-                                 AttentionShape shape, QueryCopies copies, Index rows,
+                                 PlacedShape placed, QueryCopies copies, Index rows,
                                  View<float> dkeys, View<float> dvalues, Index first, Index from) {
   if constexpr (hopper_code) {
+    const AttentionShape shape = placed.now();
     using Owner = KeyOwner<D>;
     using Own = typename Owner::Own;
     using Queries = typename Owner::Queries;
@@ -49,12 +51,11 @@ __global__ void __launch_bounds__(backward_threads, 1)
     const unsigned key_tile = aligned_address(dynamic), value_tile = key_tile + Own::bytes,
                    memory = value_tile + Own::bytes;
     const Index key_head = blockIdx.y, group_size = shape.heads / shape.key_heads;
-    const Index j0 = from + static_cast<Index>(blockIdx.x) * hopper_rows;
-    const Index left = shape.position + rows - j0;
-    const int count = static_cast<int>(left < hopper_rows ? left : hopper_rows);
     // Positions relative to the first query's.
     const LocalWindow window(shape, 0);
-    const int j_block = static_cast<int>(j0 - shape.position);
+    const int j_block = static_cast<int>(from) + static_cast<int>(blockIdx.x) * hopper_rows;
+    const int left = static_cast<int>(rows) - j_block;
+    const int count = left < hopper_rows ? left : hopper_rows;
     // The queries that see the block's keys, for every head of the group, one after the other.
     struct {
       int begin, each, count;  // the first query, tiles of a head, tiles in all
@@ -76,7 +77,7 @@ __global__ void __launch_bounds__(backward_threads, 1)
       {
         const CachedRows<D, hopper_rows> key_rows(keys, key_head), value_rows(values, key_head);
         const TileCopy<D, hopper_rows> copy;
-        const int slot = static_cast<int>(j0 % key_rows.slots);
+        const int slot = static_cast<int>((shape.position + j_block) % key_rows.slots);
         key_rows.bring(copy, key_tile, slot, 0, count);
         value_rows.bring(copy, value_tile, slot, 0, count);
         arrive_with_copies(&own_full);
@@ -226,7 +227,7 @@ __global__ void __launch_bounds__(backward_threads, 1)
       for (int r = 0; r < 2; ++r) {
         const int i = 64 * group + group_row(2 * r);
         if (i >= count) continue;
-        const Index row = j0 + i - first, column = key_head * D + group_col(0);
+        const Index row = j_block + i - first, column = key_head * D + group_col(0);
         float2* const to_key = reinterpret_cast<float2*>(&dkeys(row, column));
         float2* const to_value = reinterpret_cast<float2*>(&dvalues(row, column));
         float2 key_sums[D / 8], value_sums[D / 8];  // all read before the first is written

@@ -85,10 +85,11 @@ __device__ void bring_queries(unsigned char* queries, unsigned char* douts, floa
 template <int D>
 __global__ void __launch_bounds__(backward_threads, 1)
     attention_queries_hopper_kernel(View<const float> q, Cache<const bfloat16> keys,
-                                    Cache<const bfloat16> values, AttentionShape shape,
+                                    Cache<const bfloat16> values, PlacedShape placed,
                                     View<const float> o, View<const float> lse,
                                     View<const float> dout, View<float> dq, QueryCopies copies) {
   if constexpr (hopper_code) {
+    const AttentionShape shape = placed.now();
     using Owner = QueryOwner<D>;
     using Own = typename Owner::Own;
     using Stream = typename Owner::Stream;

@@ -93,25 +93,34 @@ struct FlatShare {
   }
 };
 
-/// With `replace`, y is written and never read. A copy of it in bfloat16 goes where one is wanted.
+/// With `replace`, y is written and never read, and where *times is not a number it stays. A copy of
+/// it in bfloat16 goes where one is wanted.
 template <class S>
 __global__ void __launch_bounds__(flat_threads)
-    axpby_kernel(S a, const S* x, S b, bool replace, S* y, bfloat16* copy, Index size,
-                 bool aligned) {
+    axpby_kernel(double factor, const double* times, const S* x, S b, bool replace, S* y,
+                 bfloat16* copy, Index size, bool aligned) {
+  const double share = times == nullptr ? 1.0 : *times;
+  const bool stays = isnan(share);
+  const S a = static_cast<S>(factor * share);
   const Index first = static_cast<Index>(blockIdx.x) * flat_tile<S>;
   const bool whole = aligned && first + flat_tile<S> <= size;
   FlatShare<S> in, out;
   in.load(x, first, size, whole);
-  if (!replace) out.load(y, first, size, whole);
+  if (!replace) {
+    out.load(y, first, size, whole);
+  } else if (stays) {
+    out.load(y, first, size, whole);
+  }
 #pragma unroll
   for (int p = 0; p < flat_packs; ++p) {
 #pragma unroll
     for (int n = 0; n < FlatShare<S>::each; ++n) {
+      if (stays) continue;
       const S ax = product(a, in.packs[p].at[n]);
       out.packs[p].at[n] = replace ? ax : b * out.packs[p].at[n] + ax;
     }
   }
-  out.store(y, first, size, whole);
+  if (!stays) out.store(y, first, size, whole);
   if constexpr (std::is_same_v<S, float>) {
     if (copy != nullptr) out.store(copy, first, size, whole);
   }
@@ -162,14 +171,34 @@ __global__ void __launch_bounds__(flat_threads)
   if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-template <class = void>  // so that two units of a program may have it
-__global__ void total_kernel(const double* partial, int blocks, double* sum) {
+/// By a whole block; in its first thread.
+__device__ inline double total_of(const double* partial, int blocks) {
   double mine = 0;
   for (int i = static_cast<int>(threadIdx.x); i < blocks; i += static_cast<int>(blockDim.x)) {
     mine += partial[i];
   }
-  mine = block_sum(mine);
-  if (threadIdx.x == 0) *sum = mine;
+  return block_sum(mine);
+}
+
+template <class = void>  // so that two units of a program may have it
+__global__ void total_kernel(const double* partial, int blocks, double* sum) {
+  const double total = total_of(partial, blocks);
+  if (threadIdx.x == 0) *sum = total;
+}
+
+/// `partial` are the sums of a gradient's squares.
+template <class S>
+__global__ void gradient_scale_kernel(const double* partial, int blocks, double clip,
+                                      View<const S> scores, GradientScale* found) {
+  const double norm = sqrt(total_of(partial, blocks));
+  bool finite = true;
+  for (Index i = threadIdx.x; i < scores.cols; i += blockDim.x) {
+    finite = finite && isfinite(scores(0, i));
+  }
+  finite = __syncthreads_and(finite);
+  if (threadIdx.x > 0) return;
+  const double taken = finite && isfinite(norm) ? 1.0 : static_cast<double>(NAN);
+  *found = {norm, taken * (clip > 0 && norm > clip ? clip / norm : 1.0), taken};
 }
 
 /// Whether vectors begin where packs can be moved at once.
@@ -191,10 +220,10 @@ void Launch<S>::fill(Stream stream, bfloat16 value, bfloat16* to, Index size) {
 
 template <class S>
 void Launch<S>::axpby(Stream stream, double a, const S* x, double b, S* y, Index size,
-                      bfloat16* copy) {
+                      bfloat16* copy, const double* times) {
   if (size == 0) return;
   axpby_kernel<<<grid(blocks_for(size, flat_tile<S>)), flat_threads, 0, stream>>>(
-      static_cast<S>(a), x, static_cast<S>(b), b == 0, y, copy, size, lie_in_packs(x, y, copy));
+      a, times, x, static_cast<S>(b), b == 0, y, copy, size, lie_in_packs(x, y, copy));
 }
 
 template <class S>
@@ -216,6 +245,15 @@ void Launch<S>::dot(Stream stream, const S* x, const S* y, Index size, double* p
   dot_kernel<<<static_cast<unsigned>(blocks), flat_threads, 0, stream>>>(x, y, size, partial,
                                                                          lie_in_packs(x, y));
   total_kernel<><<<1, flat_threads, 0, stream>>>(partial, blocks, sum);
+}
+
+template <class S>
+void Launch<S>::gradient_scale(Stream stream, const S* gradient, Index size, double clip,
+                               View<const S> scores, double* partial, int blocks,
+                               GradientScale* found) {
+  dot_kernel<<<static_cast<unsigned>(blocks), flat_threads, 0, stream>>>(
+      gradient, gradient, size, partial, lie_in_packs(gradient));
+  gradient_scale_kernel<<<1, flat_threads, 0, stream>>>(partial, blocks, clip, scores, found);
 }
 
 }  // namespace cuda::detail

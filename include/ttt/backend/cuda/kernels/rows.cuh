@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(row_threads)
 
 template <class = void>  // so that two units of a program may have it
 __global__ void begin_step_kernel(Token token, Token* token_to, Index position, Index* place) {
-  *token_to = token;
+  if (token_to != nullptr) *token_to = token;
   *place = position;
 }
 
