@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <support/random.hpp>
 #include <utility>
@@ -200,6 +201,92 @@ TEST_CASE("batch: documents go on when one of them has met a stop token") {
   };
   check(Exact(), config(8, 40), 3, true);
   for (const Index sequences : {2, 3, 11}) check(Fast(), config(64, 100), sequences, false);
+}
+
+TEST_CASE("batch: attention of a row of each document is that of each by itself") {
+  Random random{47};
+  const Fast gpu;
+  for (const Index d : {8, 64, 80, 96, 128}) {
+    for (const Index count : {2, 7, 40}) {  // more than one kernel takes
+      for (const RopeLayout layout : {RopeLayout::Interleaved, RopeLayout::HalfSplit}) {
+        CAPTURE(d);
+        CAPTURE(count);
+        constexpr Index heads = 4, key_heads = 2, slots = 96, window = 90;
+        const Index size = key_heads * slots * d, apart = 2 * size + 16;
+        const AttentionShape shape{heads, key_heads, d, window, 0};
+        const Norm<float> norm{{}, 1e-6};
+        std::vector<SequencePart> parts;
+        for (Index i = 0; i < count; ++i) {  // places in another order, from the first token on
+          parts.push_back({(i * 3 + 1) % count, i, 1, i * i % 5 == 0 ? i : 3 * slots + 11 * i});
+        }
+        const auto made = [&](Index n) {
+          std::vector<float> values(static_cast<std::size_t>(n));
+          for (float& x : values) x = static_cast<float>(random.normal());
+          auto memory = gpu.allocate<float>(n);
+          gpu.to_device(values.data(), memory.data(), n);
+          return memory;
+        };
+        const Index q_width = heads * d, k_width = key_heads * d;
+        const auto q = made(count * q_width), k = made(count * k_width), v = made(count * k_width);
+        const auto angles = made(count * d), old = made(count * apart);
+        const auto in = [&](const auto& memory, Index width) {
+          return View<const float>(memory.data(), count, width);
+        };
+        struct Results {
+          cuda::Buffer<float> y, q_inverse, k_inverse, o, lse;
+          cuda::Buffer<bfloat16> cache;
+        };
+        const auto results = [&] {
+          Results r{gpu.allocate<float>(count * q_width),   gpu.allocate<float>(count * heads),
+                    gpu.allocate<float>(count * key_heads), gpu.allocate<float>(count * q_width),
+                    gpu.allocate<float>(count * heads),     gpu.allocate<bfloat16>(count * apart)};
+          gpu.narrow(old.data(), r.cache.data(), count * apart);
+          return r;
+        };
+        const auto out = [&](cuda::Buffer<float>& memory, Index width) {
+          return View<float>(memory.data(), count, width);
+        };
+        const auto caches = [&](Results& r, Index place) {
+          bfloat16* const at = r.cache.data() + place * apart;
+          return std::pair(Cache<bfloat16>{at, key_heads, slots, d},
+                           Cache<bfloat16>{at + size, key_heads, slots, d});
+        };
+        Results all = results(), each = results();
+        const auto [keys, values] = caches(all, 0);
+        REQUIRE(gpu.attend_each(
+            in(q, q_width), in(k, k_width), in(v, k_width), norm, norm, in(angles, d), layout,
+            out(all.y, q_width), out(all.q_inverse, heads), out(all.k_inverse, key_heads), keys,
+            values, apart, parts, shape, out(all.o, q_width), out(all.lse, heads)));
+        for (const SequencePart& part : parts) {
+          const auto own = [&](auto view) { return view.rows_at(part.first, 1); };
+          const auto [own_keys, own_values] = caches(each, part.place);
+          AttentionShape at = shape;
+          at.position = part.position;
+          REQUIRE(gpu.rotate_and_store(own(in(q, q_width)), own(in(k, k_width)),
+                                       own(in(v, k_width)), norm, norm, own(in(angles, d)), layout,
+                                       own(out(each.y, q_width)), own(out(each.q_inverse, heads)),
+                                       own(out(each.k_inverse, key_heads)), own_keys, own_values,
+                                       part.position));
+          gpu.attention(own(out(each.y, q_width)), own_keys, own_values, at,
+                        own(out(each.o, q_width)),
+                        View<float>(each.lse.data() + part.first * heads, heads, 1));
+        }
+        const auto bits = [&](auto& memory) {
+          std::vector<std::decay_t<decltype(*memory.data())>> host(
+              static_cast<std::size_t>(memory.size()));
+          gpu.to_host(memory.data(), host.data(), memory.size());
+          return host;
+        };
+        CHECK(bits(all.y) == bits(each.y));
+        CHECK(bits(all.q_inverse) == bits(each.q_inverse));
+        CHECK(bits(all.k_inverse) == bits(each.k_inverse));
+        const auto got = bits(all.cache), want = bits(each.cache);
+        CHECK(std::memcmp(got.data(), want.data(), got.size() * sizeof(bfloat16)) == 0);
+        CHECK(furthest(bits(all.o), bits(each.o)) <= 1e-5);  // keys in other parts
+        CHECK(furthest(bits(all.lse), bits(each.lse)) <= 1e-5);
+      }
+    }
+  }
 }
 
 TEST_CASE("batch: so it does in bfloat16, and the same bits every time") {

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 #include <span>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -168,7 +169,7 @@ TEST_CASE("a step from a graph is the step") {
   check<Reader>(16, learner, 330, 40);  // beyond the window, through two updates
   check<Reader>(16, learner, 1, 20);
   check<FullReader>(16, NoLearning{.chunk = 16}, 290, 20);
-  check<Reader>(12, learner, 20, 20);  // heads without a kernel that a graph can have
+  check<Reader>(12, learner, 20, 20);  // heads that do not lie in eights
 }
 
 TEST_CASE("a step of narrow weights from a graph is the step, with heads of any size") {
@@ -178,7 +179,7 @@ TEST_CASE("a step of narrow weights from a graph is the step, with heads of any 
   check<Reader>(80, learner, 290, 40, true);
   check<FullReader>(128, NoLearning{.chunk = 16}, 250, 20, true);
   check<FullReader>(96, NoLearning{.chunk = 16}, 20, 20, true);
-  check<Reader>(12, learner, 20, 20, true);  // heads without a kernel that a graph can have
+  check<Reader>(12, learner, 20, 20, true);  // heads that do not lie in eights
 }
 
 namespace {
@@ -272,6 +273,31 @@ void check_waiting() {
 TEST_CASE("a step whose scale the GPU finds is the step") {
   check_waiting<Fast>();
   check_waiting<Cuda>();
+}
+
+TEST_CASE_TEMPLATE("sessions on threads that share a GPU learn what each would alone", Machine,
+                   Fast, Cuda) {
+  const Machine gpu;
+  const auto weights = initialise<Reader>(config(64), gpu, 3, 0.25);
+  const InnerLoop<Sgd> learner{.chunk = 32, .clip = 0.1f};
+  constexpr std::size_t count = 4;
+  const auto read = [&](std::size_t i) {
+    Session session(weights, learner);
+    session.read(text(1 + static_cast<Index>(i)));  // so that each reads something else
+    std::vector<float> all;
+    for (int n = 0; n < 6; ++n) {
+      const auto nll = session.read(text(70)).nll;
+      all.insert(all.end(), nll.begin(), nll.end());
+    }
+    all.push_back(static_cast<float>(session.counters().gradient_norm));
+    return all;
+  };
+  std::vector<std::vector<float>> want(count), got(count);
+  for (std::size_t i = 0; i < count; ++i) want[i] = read(i);
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < count; ++i) threads.emplace_back([&, i] { got[i] = read(i); });
+  for (std::thread& thread : threads) thread.join();
+  CHECK(got == want);
 }
 
 TEST_CASE("on a GPU, too, a chunk whose scores are not finite changes nothing") {

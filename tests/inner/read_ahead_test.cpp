@@ -269,6 +269,37 @@ TEST_CASE_TEMPLATE("read_ahead: a failure beside leaves the last boundary", Mach
   }
 }
 
+TEST_CASE_TEMPLATE("read_ahead: a step that could not be recorded is taken anew, once", Machine,
+                   Late, Early) {
+  const auto check = [](const auto& how, const auto& prepare) {
+    const Machine machine, calm;
+    const auto weights = tiny_weights(machine), same = tiny_weights(calm);
+    Random random{18};
+    const auto text = tokens(random, 13 * C + 2, 61);
+    for (const Index ahead : {1, 5}) {
+      for (const Index after : {0, 1, 5, 12, 20, 33, 60, 90, 150}) {
+        CAPTURE(ahead);
+        CAPTURE(after);
+        Session many(weights, how, {.read_ahead = ahead}), one(same, how, {.read_ahead = ahead});
+        prepare(many);
+        prepare(one);
+        const Index failed = machine.failed();
+        machine.fail_recording_after(after);
+        const auto got = many.read(text).nll;
+        machine.fail_recording_after(-1);
+        CHECK(machine.failed() == failed + 1);
+        CHECK(furthest(got, one.read(text).nll) <= 1e-10);
+        check_same(many, one, 1e-10);
+      }
+    }
+    CHECK(calm.recorded() > 0);
+    CHECK(calm.failed() == 0);
+  };
+  check(learner, [](auto&) {});
+  check(learner, [](auto& session) { session.freeze(); });
+  check(NoLearning{.chunk = C}, [](auto&) {});
+}
+
 TEST_CASE("read_ahead: what goes on beside is counted") {
   const Late machine;
   const auto weights = tiny_weights(machine);

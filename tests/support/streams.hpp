@@ -8,11 +8,13 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <span>
 #include <support/finding.hpp>
 #include <utility>
 #include <vector>
 
 #include <ttt/backend/reference/backend.hpp>
+#include <ttt/backend/steps.hpp>
 
 namespace ttt::test {
 
@@ -59,6 +61,9 @@ class Streams : public Finding<reference::Backend<double>> {
   struct Shared {
     Index bytes = 0;         // of memory that is held
     Index fails_after = -1;  // things that can be put beside, if this is not negative
+    Index fails_recording_after = -1;
+    Index recorded = 0;  // steps, of which so many failed
+    Index failed = 0;
   };
 
  public:
@@ -100,7 +105,45 @@ class Streams : public Finding<reference::Backend<double>> {
   Index bytes() const { return shared_->bytes; }
   /// From now on so many things can be put beside, and the next one throws.
   void fail_after(Index count) const { shared_->fails_after = count; }
+  /// The same of what can be put by a recorder.
+  void fail_recording_after(Index count) const { shared_->fails_recording_after = count; }
+  Index recorded() const { return shared_->recorded; }
+  Index failed() const { return shared_->failed; }
   void synchronize() const { stream_->finish(); }
+
+  /// As cuda::Steps, but that every later step is recorded: taken by another machine and, if that
+  /// fails, taken anew.
+  class Steps {
+   public:
+    explicit Steps(const Streams& machine) : machine_(machine), recorder_(machine) {
+      recorder_.records_ = true;
+    }
+    template <class Step, class Bring = ttt::detail::BringNothing>
+    void operator()(std::span<const void* const> memory, std::span<const Token> tokens, Token* to,
+                    Index /*position*/, const Step& step, const Bring& bring = {}) {
+      const auto prepare = [&] {
+        machine_.to_device(tokens.data(), to, std::ssize(tokens));
+        bring();
+      };
+      if (std::ranges::equal(memory, memory_)) {
+        prepare();
+        ++machine_.shared_->recorded;
+        try {
+          return step(recorder_);
+        } catch (const Error&) {
+          ++machine_.shared_->failed;
+        }
+      }
+      memory_.assign(memory.begin(), memory.end());
+      prepare();
+      step(machine_);
+    }
+
+   private:
+    const Streams& machine_;
+    Streams recorder_;
+    std::vector<const void*> memory_;
+  };
 
   /// As cuda::Beside.
   class Beside {
@@ -185,10 +228,13 @@ class Streams : public Finding<reference::Backend<double>> {
     if (is_beside_ && shared_->fails_after >= 0 && shared_->fails_after-- == 0) {
       throw Error("no room beside");
     }
+    if (records_ && shared_->fails_recording_after >= 0 && shared_->fails_recording_after-- == 0) {
+      throw Error("no room for a recorder");
+    }
     stream_->put([work] { work(Base()); });
   }
 
-  bool is_beside_ = false;
+  bool is_beside_ = false, records_ = false;
   std::shared_ptr<Stream> stream_ = std::make_shared<Stream>(false);
   std::shared_ptr<Shared> shared_ = std::make_shared<Shared>();
 };

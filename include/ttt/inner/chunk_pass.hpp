@@ -269,19 +269,23 @@ class ChunkPass {
     const View<Scalar> h = workspace_.matrix(rows, model_.config().width);
     const Index mark = workspace_.used();
     places_.push_back(h.data);
-    if (begun) {  // where every step finds it
+    if (begun) tokens = {};
+    const auto bring = [&] {  // to where every step finds it, and writes over it
+      if (!begun) return;
       backend_.copy(block.tokens, tokens_.data(), rows + 1);
       backend_.copy(block.h.data, h.data, h.shape().size());
-      tokens = {};
-    }
+    };
     const auto step = [&](const B& machine) {
       workspace_.release(mark);
       Context<B> c{machine, workspace_};
       pass(c, Input{tokens_.data(), rows, position, h, begun});
     };
-    if (rows == 1) return token_steps_(places_, tokens, tokens_.data(), position, step);
-    if (rows == most_rows_) return chunk_steps_(places_, tokens, tokens_.data(), position, step);
-    PlainSteps<B>{backend_}(places_, tokens, tokens_.data(), position, step);
+    const auto take = [&](auto&& steps) {
+      steps(places_, tokens, tokens_.data(), position, step, bring);
+    };
+    if (rows == 1) return take(token_steps_);
+    if (rows == most_rows_) return take(chunk_steps_);
+    take(PlainSteps<B>(backend_));
   }
 
   const Model& model_;

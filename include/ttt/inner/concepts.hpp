@@ -56,11 +56,11 @@ struct Update {
 };
 
 /// Whether an optimizer or a learner moves weights and slots by update.add and update.add_gradient
-/// and no other way, and looks at no `scale` or `step` itself. A backend that multiplies in
-/// bfloat16 then has the weights rounded while they are written; and one whose results are not at
-/// hand may find the scale, and whether to step at all, while the host is elsewhere. It says so by
-/// its own name, `using MovesByUpdate = Sgd`: what derives from it or calls it may do more, and
-/// does not.
+/// and no other way, the weights at least once a step, and looks at no `scale` or `step` itself. A
+/// backend that multiplies in bfloat16 then has the weights rounded while they are written; and one
+/// whose results are not at hand may find the scale, and whether to step at all, while the host is
+/// elsewhere. It says so by its own name, `using MovesByUpdate = Sgd`: what derives from it or
+/// calls it may do more, and does not.
 template <class T>
 inline constexpr bool moves_by_update = requires {
   requires std::same_as<typename T::MovesByUpdate, T>;
@@ -129,6 +129,15 @@ concept Learner = requires(const L& learner, const B& backend, const ParameterNa
   { learner.update(backend, update) } -> std::same_as<Step>;
 };
 
+/// Whether what a learner chooses learns in closed form: the layers say from their forward pass in
+/// which direction (InPlaceMLP), no loss is differentiated, and that direction is what the
+/// learner's update is given as the gradient. Such a learner says `static constexpr bool
+/// closed_form = true`, and has a `rate`, for training goes through the layers' own form of it.
+template <class L>
+inline constexpr bool has_closed_form = requires {
+  requires L::closed_form;
+};
+
 namespace detail {
 
 /// Whether a step can be put behind a gradient without waiting for its norm:
@@ -164,15 +173,6 @@ auto take_step(const B& backend, const L& learner, Update<typename B::Scalar> up
 }
 
 }  // namespace detail
-
-/// Whether what a learner chooses learns in closed form: the layers say from their forward pass in
-/// which direction (InPlaceMLP), no loss is differentiated, and that direction is what the
-/// learner's update is given as the gradient. Such a learner says `static constexpr bool
-/// closed_form = true`, and has a `rate`, for training goes through the layers' own form of it.
-template <class L>
-inline constexpr bool has_closed_form = requires {
-  requires L::closed_form;
-};
 
 /// How a pass over a whole sequence learns in place with this learner: not at all, unless in closed
 /// form.

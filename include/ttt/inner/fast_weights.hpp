@@ -84,11 +84,7 @@ class FastWeights {
   void own(const WeightsType& weights, const LearnerType& learner, const Plan& plan, State& state) {
     if (state.learned_size > 0) return;
     const B& backend = weights.backend();
-    auto learned = std::move(spare_);
-    spare_ = {};
-    if (learned.data() == nullptr) {
-      learned = backend.template allocate<Scalar>(plan.learned_size());
-    }
+    auto learned = backend.template allocate<Scalar>(plan.learned_size());
     Index at = 0;
     Model::each(
         [&](const ParameterName& name, const Weight<Scalar>& leaf) {
@@ -104,15 +100,12 @@ class FastWeights {
     state.learned_size = plan.learned_size();
     show(weights, learner, state);
   }
-  /// Takes it back; its memory is for the next.
+  /// Takes it back.
   void disown(const WeightsType& weights, const LearnerType& learner, State& state) {
-    if (state.learned_size == 0) return;
-    spare_ = std::move(state.learned);
     state.learned = {};
     state.learned_size = 0;
     show(weights, learner, state);
   }
-  void drop_spare() { spare_ = {}; }
 
   /// One step of the learner along the gradient, by the weights' backend or another for the same
   /// memory; with `ahead`, what take_step has a learner told that steps ahead.
@@ -137,7 +130,6 @@ class FastWeights {
 
   typename B::template Buffer<Scalar> gradient_;
   typename B::template Buffer<bfloat16> narrow_;
-  typename B::template Buffer<Scalar> spare_;  // what a document that ended had learned
   Index size_;
   Gradients gradients_;
   std::vector<Index> parts_;

@@ -80,12 +80,11 @@ class Reader {
     pass_.forget();  // it writes into the old state
     state_ = std::move(state);
     next_.reset();
-    fast_.drop_spare();
     fast_.show(weights_, learner_, state_);
   }
 
-  /// The state becomes that of a document not begun, in the same memory: what the backend has
-  /// prepared for it stays good.
+  /// The state becomes that of a document not begun, with its keys in the same memory: what the
+  /// backend has prepared for that may stay good.
   void reset() {
     pass_.forget();
     fast_.disown(weights_, learner_, state_);

@@ -114,6 +114,21 @@ Heads<View<typename B::Scalar>> attend(Context<B>& c, View<const typename B::Sca
   const Index n = cache.parts.empty() ? cache.sequences : 1;
   const Attended<View<typename B::Scalar>> out{c.make(q.rows, q.cols),
                                                c.make(n * shape.heads, q.rows / n)};
+  if (std::ssize(cache.parts) > 1 && std::ssize(cache.parts) == q.rows) {
+    if constexpr (requires {
+                    c.backend.attend_each(q, k, v, q_norm, k_norm, angles, layout, rotated_q.y,
+                                          rotated_q.inverse, rotated_k.inverse, cache.keys,
+                                          cache.values, cache.apart, cache.parts, shape, out.o,
+                                          out.lse);
+                  }) {
+      const View<typename B::Scalar> lse(out.lse.data, q.rows, shape.heads);
+      if (c.backend.attend_each(q, k, v, q_norm, k_norm, angles, layout, rotated_q.y,
+                                rotated_q.inverse, rotated_k.inverse, cache.keys, cache.values,
+                                cache.apart, cache.parts, shape, out.o, lse)) {
+        return {rotated_q, rotated_k, out};
+      }
+    }
+  }
   for (Index s = 0; s < cache.sequences; ++s) {
     const SequencePart own = cache.part(s, q.rows, shape.position);
     const auto memory = cache.of(own.place);

@@ -25,13 +25,6 @@
 namespace ttt::inline TTT_ABI {
 namespace cuda {
 
-/// Policy: what the products of a backend are computed in. Everything else is in the backend's
-/// scalar.
-enum class Products : std::uint8_t {
-  Exact,     // in the scalar: the results of the other backends, to rounding
-  Bfloat16,  // operands, keys and values rounded to bfloat16, sums in float, on tensor cores: fast
-};
-
 /// Computes on a GPU in float or double.
 ///
 /// All work goes to one stream, but for what is read ahead: see Beside. A primitive puts its
@@ -83,7 +76,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
   /// Waits until everything put on the stream is done. Throws cuda::Error when something failed.
   void synchronize() const { Queue::wait(); }
 
-  /// A step of one token is the same at every position but for that: see Steps.
+  /// A step of a token, or of a chunk, is the same at every position but for that: see Steps.
   using Steps = std::conditional_t<fast, cuda::Steps<Backend>, PlainSteps<Backend>>;
   using Beside = cuda::Beside<Backend>;
 
@@ -135,12 +128,8 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
 
   // ---- rows -------------------------------------------------------------------------------------
 
-  void embed(Weight<S> table, const Token* tokens, Out out) const {
-    Launch::embed(next(), table, tokens, out);
-  }
-  void embed_backward(const Token* tokens, In dout, Out dtable) const {
-    Launch::embed_backward(next(), tokens, dout, dtable);
-  }
+  using Queue::embed;
+  using Queue::embed_backward;
   void rms_norm(In x, Norm<S> norm, To y, Out inverse) const { Queue::norm(x, norm, y, inverse); }
   void rms_norm_backward(In x, Norm<S> norm, In inverse, In dy, To dx, Write write,
                          Out dscale) const {
@@ -223,6 +212,19 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
       requires(fast) {
     return Queue::rotate({q, k, v, q_norm, k_norm, angles, layout, y, q_inverse, k_inverse, keys,
                           values, place(position)});
+  }
+
+  /// The same of a row of each of some documents, listed by `parts`, and their attention: keys and
+  /// values are those of place 0, the next place's lie `apart` scalars on; lse is document by
+  /// document. All lie apart. False likewise.
+  template <class Parts>
+  bool attend_each(In q, In k, In v, Norm<S> q_norm, Norm<S> k_norm, In angles, RopeLayout layout,
+                   Out y, Out q_inverse, Out k_inverse, Cache<CacheScalar> keys,
+                   Cache<CacheScalar> values, Index apart, const Parts& parts, AttentionShape shape,
+                   Out o, Out lse) const requires(fast) {
+    return Queue::attend_each({q, k, v, q_norm, k_norm, angles, layout, y, q_inverse, k_inverse,
+                               keys, values, place(parts[0].position)},
+                              shape, parts, apart, o, lse);
   }
 
   void store(In rows, Cache<CacheScalar> cache, Index position) const {
@@ -330,10 +332,7 @@ class Backend : detail::Queue<S, products == Products::Bfloat16> {
     });
   }
 
-  void next_token(In logits, NextToken<S>* out) const {
-    device_->with_scratch(Launch::next_token_scratch(logits.rows),
-                          [&](void* scratch) { Launch::next_token(next(), logits, out, scratch); });
-  }
+  using Queue::next_token;
 
   // ---- flat vectors -----------------------------------------------------------------------------
 

@@ -82,6 +82,10 @@ class Device {
   /// kernel by this thread.
   void synchronize() const {
     check(cudaStreamSynchronize(stream()), "a kernel failed");
+    check_started();
+  }
+  /// Throws Error when this thread could not start a kernel since it was last asked.
+  static void check_started() {
     const cudaError_t status = cudaGetLastError();  // of anything, a caller's own question too
     if (status != cudaErrorNotReady) check(status, "a kernel could not be started");
   }

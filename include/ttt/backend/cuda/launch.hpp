@@ -121,6 +121,19 @@ struct Rotation {
   Place place;
 };
 
+/// Rows that are a token each of some documents, whose keys and values lie by their places, `apart`
+/// elements from one place to the next.
+struct DocumentRows {
+  static constexpr Index most = 32;
+
+  Index apart = 0;
+  Index places[most];
+  Index behinds[most];  // how far it stands behind the first
+
+  TTT_HD Index behind(Index row) const { return behinds[row]; }
+  TTT_HD Index offset(Index row) const { return places[row] * apart; }
+};
+
 /// Elements of a row whose end is rounded up to where bfloat16s can be moved eight at a time.
 constexpr Index in_whole_eights(Index count) {
   return (count + 7) / 8 * 8;
@@ -221,12 +234,14 @@ struct [[gnu::visibility("hidden")]] Launch {
   /// shape says. False, and nothing done, where there is no kernel: heads whose size is no multiple
   /// of 8. A counter a row and head. With a rotation, of one row, it makes its q by itself and
   /// stores that token's key and value: all that the rotation writes must lie apart from all that
-  /// it reads, as o and lse must.
-  static bool attention_decode(Stream, View<const S> q, Cache<const bfloat16> keys,
-                               Cache<const bfloat16> values, AttentionShape, Place, View<S> o,
-                               View<S> lse, void* scratch, unsigned* counters,
-                               const Rotation<S>* rotation = nullptr);
-  static Index attention_decode_scratch(AttentionShape, Index slots, Index rows);  // bytes
+  /// it reads, as o and lse must. Or of a row of each of some documents, whose places lie as
+  /// `documents` says, the first of them by keys and values; then lse is (rows, heads).
+  static bool attention_decode(
+      Stream, View<const S> q, Cache<const bfloat16> keys, Cache<const bfloat16> values,
+      AttentionShape, Place, View<S> o, View<S> lse, void* scratch, unsigned* counters,
+      const Rotation<S>* rotation = nullptr, const DocumentRows* documents = nullptr);
+  static Index attention_decode_scratch(AttentionShape, Index slots, Index rows,
+                                        bool documents = false);  // bytes
 
   /// On tensor cores, what is multiplied rounded to bfloat16. False, and nothing done, where there
   /// are no kernels: other heads than 64, 80, 96 and 128, rows that do not lie in fours of floats.

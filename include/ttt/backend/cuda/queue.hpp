@@ -3,10 +3,13 @@
 /// What a backend puts on its stream, one thing behind the other. Any host compiler reads this.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <initializer_list>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -17,7 +20,16 @@
 #include <ttt/backend/cuda/tensor_cores.hpp>
 
 namespace ttt::inline TTT_ABI {
-namespace cuda::detail {
+namespace cuda {
+
+/// Policy: what the products of a backend are computed in. Everything else is in the backend's
+/// scalar.
+enum class Products : std::uint8_t {
+  Exact,     // in the scalar: the results of the other backends, to rounding
+  Bfloat16,  // operands, keys and values rounded to bfloat16, sums in float, on tensor cores: fast
+};
+
+namespace detail {
 
 /// The stream of a backend. A `fast` one, with products in bfloat16, remembers between one thing
 /// and the next: operands that are rounded, and work that may become one with what follows. So
@@ -172,6 +184,42 @@ class Queue {
         });
   }
 
+  /// Both, of a row of each of some documents; false likewise. They are listed by `parts`, the keys
+  /// and values of the rotation are those of place 0, and lse is document by document.
+  template <class Parts>
+  bool attend_each(const Rotation<S>& rotation, AttentionShape shape, const Parts& parts,
+                   Index apart, Out o, Out lse) const requires(fast) {
+    const Index count = std::ssize(parts);
+    if (count * shape.heads > Device::counters || !Launch<S>::rotates(rotation)) return false;
+    const Stream stream = next();
+    const auto start = [&](Index first, Index rows, void* scratch) {
+      Rotation<S> own = rotation;
+      DocumentRows documents{apart, {}, {}};
+      for (Index i = 0; i < rows; ++i) {
+        const auto& part = parts[static_cast<std::size_t>(first + i)];
+        documents.places[i] = part.place;
+        documents.behinds[i] = part.position - parts[0].position;
+      }
+      const auto rows_of = [&](auto& view) {
+        if (!view.empty()) view = view.rows_at(first, rows);
+      };
+      rows_of(own.q), rows_of(own.k), rows_of(own.v), rows_of(own.angles), rows_of(own.y);
+      rows_of(own.q_inverse), rows_of(own.k_inverse);
+      return Launch<S>::attention_decode(stream, own.y, own.keys, own.values, shape, own.place,
+                                         o.rows_at(first, rows), lse.rows_at(first, rows), scratch,
+                                         device_->counter(), &own, &documents);
+    };
+    for (Index first = 0; first < count; first += DocumentRows::most) {
+      const Index rows = std::min(count - first, DocumentRows::most);
+      const Index scratch =
+          Launch<S>::attention_decode_scratch(shape, rotation.keys.slots, rows, true);
+      const bool done =
+          device_->with_scratch(scratch, [&](void* to) { return start(first, rows, to); });
+      if (!done) return false;  // for the first, or for none
+    }
+    return true;
+  }
+
   /// y (+)= x · w of each of `parts` equal parts of the rows, by weights that lie `apart` elements
   /// from each other, at once; and dw (+)= xᵀ · dy of each. False likewise.
   bool matmul_parts(Weight<S> x, Weight<S> w, Index parts, Index apart, Out y, Write write) const
@@ -208,6 +256,17 @@ class Queue {
     return tensor_cores_->head_loss(h, head, targets, weights, nll, dh, scratch);
   }
 
+  void embed(Weight<S> table, const Token* tokens, Out out) const {
+    Launch<S>::embed(next(), table, tokens, out);
+  }
+  void embed_backward(const Token* tokens, In dout, Out dtable) const {
+    Launch<S>::embed_backward(next(), tokens, dout, dtable);
+  }
+  void next_token(In logits, NextToken<S>* out) const {
+    device_->with_scratch(Launch<S>::next_token_scratch(logits.rows), [&](void* scratch) {
+      Launch<S>::next_token(next(), logits, out, scratch);
+    });
+  }
   /// Waits for the result. Throws cuda::Error when something on the stream failed.
   double dot(const S* x, const S* y, Index size) const {
     const auto lock = device_->results_lock();
@@ -216,8 +275,11 @@ class Queue {
     wait();
     return *sum;
   }
+  /// Throws cuda::Error when something before it could not be started: nothing has moved then.
   void gradient_scale(const S* gradient, Index size, double clip, In scores,
                       GradientScale* found) const {
+    const auto lock = device_->results_lock();  // of the partial sums, too
+    device_->check_started();
     Launch<S>::gradient_scale(next(), gradient, size, clip, scores, device_->partial_sums(),
                               Device::sum_blocks, found);
   }
@@ -275,5 +337,6 @@ class Queue {
   std::shared_ptr<PendingWork> pending_;
 };
 
-}  // namespace cuda::detail
+}  // namespace detail
+}  // namespace cuda
 }  // namespace ttt::inline TTT_ABI

@@ -13,6 +13,7 @@
 
 #include <ttt/backend/cuda/device.hpp>
 #include <ttt/backend/cuda/launch.hpp>
+#include <ttt/backend/steps.hpp>
 
 namespace ttt::inline TTT_ABI {
 namespace cuda {
@@ -69,13 +70,15 @@ class Steps {
   Steps(const Steps&) = delete;
   Steps& operator=(const Steps&) = delete;
 
-  /// Writes the tokens, if there are any, to `to`, then does what step(backend) puts on its stream.
-  /// The step must be the same whenever `memory`, all addresses that it uses and that may change,
-  /// is, but for the tokens, and for `position` where it hands that, or one as far from it as ever,
-  /// to a primitive. Throws what the step throws; one that throws may be taken again.
-  template <class Step>
+  /// Writes the tokens, if there are any, to `to`, calls bring(), which puts on the backend's
+  /// stream what else is new and may be written over, then does what step(backend) puts there. The
+  /// step must be the same whenever `memory`, all addresses that it uses and that may change, is,
+  /// but for what is brought, and for `position` where it hands that, or one as far from it as
+  /// ever, to a primitive. Throws what the step throws; one that throws is taken again, from what
+  /// is brought again, so what it adds to must come last.
+  template <class Step, class Bring = ttt::detail::BringNothing>
   void operator()(std::span<const void* const> memory, std::span<const Token> tokens, Token* to,
-                  Index position, const Step& step) {
+                  Index position, const Step& step, const Bring& bring = {}) {
     const bool known = std::ranges::equal(memory, memory_);
     if (!known) {
       graph_.reset();
@@ -83,11 +86,19 @@ class Steps {
     }
     if (graph_) {
       bring_others(tokens, to);
+      bring();
       begin(backend_.next(), tokens, to, position);
+      backend_.device_->check_started();  // while nothing has changed
       return graph_->start(backend_.next());
     }
-    if (known && possible_ && record(tokens, to, position, step)) return;
+    if (known && possible_) {
+      bring_others(tokens, to);
+      bring();
+      backend_.synchronize();
+      if (record(tokens, to, position, step)) return;
+    }
     if (!tokens.empty()) backend_.to_device(tokens.data(), to, std::ssize(tokens));
+    bring();
     step(backend_);
   }
 
@@ -104,7 +115,7 @@ class Steps {
                        position, place_.data());
   }
 
-  /// Takes a step, and records another. Whether it was taken.
+  /// Takes a step for which everything has been brought, and records another. Whether it was taken.
   template <class Step>
   bool record(std::span<const Token> tokens, Token* to, Index position, const Step& step) {
     bool taken = false;
@@ -117,8 +128,6 @@ class Steps {
         recorder_->base_ = place_.data();
       }
       recorder_->recorded_ = position;
-      bring_others(tokens, to);
-      backend_.synchronize();
       // What the recorder needs beside, it takes now.
       begin(recorder_->next(), tokens, to, position);
       step(*recorder_);

@@ -11,7 +11,7 @@ namespace ttt::inline TTT_ABI {
 namespace cuda::detail {
 
 /// A stream of CUDA's, and whether kernels on it may overlap: kernels/overlap.cuh. That is for a
-/// stream on which nothing writes the weights that kernels read.
+/// stream on which nothing that comes behind a write of weights asks for them early.
 struct Stream {
   cudaStream_t handle;
   bool overlaps = false;

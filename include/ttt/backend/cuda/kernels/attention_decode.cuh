@@ -53,58 +53,11 @@ __device__ inline float shrink_to(float most, float now) {
   return most == -INFINITY ? 0.0f : exp2f(most - now);
 }
 
-/// The query of one head and, in the block that has them, its token's key and value: turned, as
-/// they are multiplied. A warp each.
-struct alignas(16) TurnedToken {
-  float query[most_head_dim], key[most_head_dim], value[most_head_dim];
-};
-template <class = void>  // so that two units of a program may have it
-__device__ void turn_and_store(const Rotation<float>& w, Index head, Index key_head,
-                               bool writes_query, bool has_own, bool stores,
-                               const Pack<float, 4>& scale, TurnedToken& to) {
-  const auto warp = threadIdx.x / 32;
-  const bool is_query = warp == 0, is_value = warp == 2;
-  if (warp > 2 || !(is_query || has_own)) return;
-  const Index d = w.angles.cols;
-  const View<const float>& from = is_query ? w.q : is_value ? w.v : w.k;
-  const auto which = static_cast<unsigned>(is_query ? head : key_head);
-  const LaneHeads<32, 1> own(0, which, which + 1, d);
-  Pack<float, 4> x[1] = {};
-  if (own.has_channels) x[0] = load_pack<float, 4>({from, {}}, 0, which * d + own.channel);
-  if (!is_value) {
-    const Norm<float>& norm = is_query ? w.q_norm : w.k_norm;
-    const View<float>& inverses = is_query ? w.q_inverse : w.k_inverse;
-    float inverse[1];
-    norm_and_turn(own, norm.eps, scale, LaneAngles(own, w.angles, w.layout), x, inverse);
-    const bool keeps = norm.eps >= 0 && !inverses.empty() && (is_query ? writes_query : stores);
-    if (keeps && own.channel == 0) inverses(0, which) = inverse[0];
-  }
-  if (!own.has_channels) return;
-  if (is_query) {
-    put_pack(View<float>(to.query, 1, most_head_dim), 0, own.channel, x[0]);
-    if (writes_query) put_pack(w.y, 0, which * d + own.channel, x[0]);
-    return;
-  }
-  RawPack<bfloat16, 4> rounded;
-  float* const kept = (is_value ? to.value : to.key) + own.channel;
-#pragma unroll
-  for (int n = 0; n < 4; ++n) {
-    set(rounded.at[n], x[0].at[n]);
-    kept[n] = element(&rounded.at[n]);
-  }
-  const Cache<bfloat16>& cache = is_value ? w.values : w.keys;
-  if (stores) {
-    *reinterpret_cast<RawPack<bfloat16, 4>*>(cache.at(key_head, w.place.now()) + own.channel) =
-        rounded;
-  }
-}
-
 /// One query of one head, whose parts lie one behind the other. Threads with a channel share its
 /// parts, so many of which are under way; how much each part counts every warp finds by itself.
 template <class Lanes>
 __device__ void attention_parts(const float* from, const AttentionShape& shape, int count,
-                                Index head, Index row, const View<float>& o,
-                                const View<float>& lse) {
+                                Index head, Index row, const View<float>& o, float* lse) {
   constexpr int channels = Lanes::lanes * Lanes::channels, sharing = decode_threads / channels;
   constexpr int ahead = 8;
   const auto d = static_cast<int>(shape.head_dim), apart = d + 2;
@@ -149,16 +102,22 @@ __device__ void attention_parts(const float* from, const AttentionShape& shape, 
     for (int i = 1; i < sharing; ++i) total += sums[i][t];
     o(row, head * d + t) = total / sum;
   }
-  if (t == 0 && !lse.empty()) lse(head, row) = most / log2_e + logf(sum);
+  if (t == 0 && lse != nullptr) *lse = most / log2_e + logf(sum);
 }
 
+/// Rows that are tokens of one document, one behind the other.
+struct RowsOfOne {
+  __device__ static Index behind(Index row) { return row; }
+  __device__ static Index offset(Index) { return 0; }
+};
+
 /// A part of the keys of one head, by one block; the last puts all of them together.
-template <class Lanes, bool turns>
+template <class Lanes, bool turns, class Rows>
 __global__ void __launch_bounds__(decode_threads, decode_blocks)
     attention_decode_kernel(View<const float> q, Cache<const bfloat16> keys,
                             Cache<const bfloat16> values, AttentionShape shape, Place place,
                             float* partial, unsigned* counters, View<float> o, View<float> lse,
-                            Rotation<float> rotation) {
+                            Rotation<float> rotation, Rows rows) {
   let_next_begin();
   constexpr int lanes = Lanes::lanes, pieces = Lanes::pieces, ahead = Lanes::ahead;
   constexpr int across = decode_warps * Lanes::keys, step = across * ahead;
@@ -169,7 +128,9 @@ __global__ void __launch_bounds__(decode_threads, decode_blocks)
   const unsigned group =
       static_cast<unsigned>(shape.heads) / static_cast<unsigned>(shape.key_heads);
   const Index head = blockIdx.y, key_head = blockIdx.y / group;
-  const Index row = blockIdx.z, p = place.now() + row, d = shape.head_dim;
+  const Index row = blockIdx.z, p = place.now() + rows.behind(row), d = shape.head_dim;
+  keys.data += rows.offset(row);
+  values.data += rows.offset(row);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const auto channel = [&](int i) { return 8 * (lane % lanes + i * lanes); };
   const unsigned keys_each = decode_keys(shape, p, gridDim.x);
@@ -221,8 +182,13 @@ __global__ void __launch_bounds__(decode_threads, decode_blocks)
   if (!are_there) ask_first();
   const float* query_at = q.row(row) + head * d;
   if constexpr (turns) {
-    turn_and_store(rotation, head, key_head, blockIdx.x == 0, has_own, blockIdx.y % group == 0,
-                   scale_of_norm, turned[0]);
+    const bool stores = blockIdx.y % group == 0;
+    const auto place_in = [&](Cache<bfloat16> cache) {
+      cache.data += rows.offset(row);
+      return stores ? cache.at(key_head, p) : nullptr;
+    };
+    turn_and_store(rotation, row, head, key_head, blockIdx.x == 0, has_own, place_in(rotation.keys),
+                   place_in(rotation.values), scale_of_norm, turned[0]);
     __syncthreads();
     query_at = turned[0].query;
   }
@@ -338,15 +304,27 @@ __global__ void __launch_bounds__(decode_threads, decode_blocks)
   }
   if (!is_last_block(counters + which, gridDim.x)) return;
   const unsigned used = static_cast<unsigned>(p - seen) / keys_each + 1;
-  attention_parts<Lanes>(all, shape, static_cast<int>(used), head, row, o, lse);
+  constexpr bool by_row = std::is_same_v<Rows, DocumentRows>;
+  float* const lse_to = lse.empty() ? nullptr : by_row ? &lse(row, head) : &lse(head, row);
+  attention_parts<Lanes>(all, shape, static_cast<int>(used), head, row, o, lse_to);
 }
 
 /// Among how many blocks the keys of a query and head are split: as many as the 132 SMs of an H200
-/// hold. Where the query stands does not matter, which only the GPU may know; some blocks may have
-/// no keys.
-inline Index decode_parts(const AttentionShape& shape, Index slots, Index rows) {
+/// hold or, where those of `documents` are more than that, several times as many, if less of the
+/// last time is empty then. Where the query stands does not matter, which only the GPU may know;
+/// some blocks may have no keys.
+inline Index decode_parts(const AttentionShape& shape, Index slots, Index rows, bool documents) {
   constexpr Index blocks = Index{132} * decode_blocks;
-  Index parts = blocks / (shape.heads * rows);
+  const Index queries = shape.heads * rows;
+  Index parts = blocks / queries;
+  if (documents) {
+    // Times that blocks are held, each a share of the keys and some 3 % of all for itself.
+    const auto cost = [&](Index n) {
+      return blocks_for(n * queries, blocks) * (100 + 3 * n) * 16 / n;
+    };
+    parts = 1;
+    for (Index n = 2; n <= most_decode_parts; ++n) parts = cost(n) < cost(parts) ? n : parts;
+  }
   const Index most = blocks_for(slots < shape.window ? slots : shape.window, 64);
   if (parts > most) parts = most;
   if (parts > most_decode_parts) parts = most_decode_parts;
@@ -356,8 +334,9 @@ inline Index decode_parts(const AttentionShape& shape, Index slots, Index rows) 
 }  // namespace
 
 template <class S>
-Index Launch<S>::attention_decode_scratch(AttentionShape shape, Index slots, Index rows) {
-  return rows * shape.heads * decode_parts(shape, slots, rows) * (shape.head_dim + 2) *
+Index Launch<S>::attention_decode_scratch(AttentionShape shape, Index slots, Index rows,
+                                          bool documents) {
+  return rows * shape.heads * decode_parts(shape, slots, rows, documents) * (shape.head_dim + 2) *
          static_cast<Index>(sizeof(float));
 }
 
@@ -365,7 +344,7 @@ template <class S>
 bool Launch<S>::attention_decode(Stream stream, View<const S> q, Cache<const bfloat16> keys,
                                  Cache<const bfloat16> values, AttentionShape shape, Place place,
                                  View<S> o, View<S> lse, void* scratch, unsigned* counters,
-                                 const Rotation<S>* rotation) {
+                                 const Rotation<S>* rotation, const DocumentRows* documents) {
   if constexpr (std::is_same_v<S, float>) {
     constexpr Index most = std::numeric_limits<int>::max() / 2;  // elements of a head's keys
     if (q.rows == 0 || shape.head_dim % 8 != 0 || keys.slots > most / shape.head_dim ||
@@ -373,14 +352,21 @@ bool Launch<S>::attention_decode(Stream stream, View<const S> q, Cache<const bfl
         reinterpret_cast<std::uintptr_t>(values.data) % 16 != 0) {
       return false;
     }
-    const Index parts = decode_parts(shape, keys.slots, q.rows);
+    const Index parts = decode_parts(shape, keys.slots, q.rows, documents != nullptr);
     const dim3 blocks(grid(parts), grid(shape.heads), grid(q.rows));
     float* const partial = static_cast<float*>(scratch);
     with_decode_lanes(shape.head_dim, [&]<class Lanes>(Lanes) {
-      const auto kernel = rotation != nullptr ? attention_decode_kernel<Lanes, true>
-                                              : attention_decode_kernel<Lanes, false>;
-      start(stream, kernel, blocks, decode_threads, q, keys, values, shape, place, partial,
-            counters, o, lse, rotation != nullptr ? *rotation : Rotation<float>{});
+      const auto run = [&](auto kernel, const auto& rows) {
+        start(stream, kernel, blocks, decode_threads, q, keys, values, shape, place, partial,
+              counters, o, lse, rotation != nullptr ? *rotation : Rotation<float>{}, rows);
+      };
+      if (documents != nullptr) {
+        run(attention_decode_kernel<Lanes, true, DocumentRows>, *documents);
+      } else if (rotation != nullptr) {
+        run(attention_decode_kernel<Lanes, true, RowsOfOne>, RowsOfOne{});
+      } else {
+        run(attention_decode_kernel<Lanes, false, RowsOfOne>, RowsOfOne{});
+      }
     });
     return true;
   }

@@ -93,37 +93,40 @@ struct FlatShare {
   }
 };
 
-/// With `replace`, y is written and never read, and where *times is not a number it stays. A copy of
-/// it in bfloat16 goes where one is wanted.
+/// With `replace`, y is written and never read. A copy of it in bfloat16 goes where one is wanted.
+/// With `times`, a is the factor times that, and y stays where that is not a number.
 template <class S>
 __global__ void __launch_bounds__(flat_threads)
     axpby_kernel(double factor, const double* times, const S* x, S b, bool replace, S* y,
                  bfloat16* copy, Index size, bool aligned) {
-  const double share = times == nullptr ? 1.0 : *times;
-  const bool stays = isnan(share);
-  const S a = static_cast<S>(factor * share);
   const Index first = static_cast<Index>(blockIdx.x) * flat_tile<S>;
   const bool whole = aligned && first + flat_tile<S> <= size;
   FlatShare<S> in, out;
-  in.load(x, first, size, whole);
-  if (!replace) {
-    out.load(y, first, size, whole);
-  } else if (stays) {
-    out.load(y, first, size, whole);
+  const auto copy_out = [&] {
+    if constexpr (std::is_same_v<S, float>) {
+      if (copy != nullptr) out.store(copy, first, size, whole);
+    }
+  };
+  if (times != nullptr) {
+    factor *= *times;
+    if (isnan(factor)) {
+      out.load(y, first, size, whole);
+      return copy_out();
+    }
   }
+  const S a = static_cast<S>(factor);
+  in.load(x, first, size, whole);
+  if (!replace) out.load(y, first, size, whole);
 #pragma unroll
   for (int p = 0; p < flat_packs; ++p) {
 #pragma unroll
     for (int n = 0; n < FlatShare<S>::each; ++n) {
-      if (stays) continue;
       const S ax = product(a, in.packs[p].at[n]);
       out.packs[p].at[n] = replace ? ax : b * out.packs[p].at[n] + ax;
     }
   }
-  if (!stays) out.store(y, first, size, whole);
-  if constexpr (std::is_same_v<S, float>) {
-    if (copy != nullptr) out.store(copy, first, size, whole);
-  }
+  out.store(y, first, size, whole);
+  copy_out();
 }
 
 /// The factors of an AdamStep in the weights' own scalar.

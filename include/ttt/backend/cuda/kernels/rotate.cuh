@@ -2,7 +2,7 @@
 /// \file
 /// What lies between the projections and attention, in one pass: queries and keys normed and
 /// turned, keys and values into the cache. 4 bytes in and 4 or 2 out an element; a lane has the
-/// loads of four heads, or of two, under way at a time.
+/// loads of four heads, or of two, under way at a time. Or by the blocks that attend with them.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/overlap.cuh>
@@ -83,6 +83,50 @@ __global__ void __launch_bounds__(row_threads) rotate_kernel(Rotation<float> w) 
   for (int i = 0; i < count; ++i) {
     if (own.has(i)) put_pack(w.y, t, own.head(i) * d + c, x[i]);
   }
+}
+
+/// The query of one head and, in the block that has them, its token's key and value: turned, as
+/// they are multiplied. A warp each. One block has places to store them.
+struct alignas(16) TurnedToken {
+  float query[most_head_dim], key[most_head_dim], value[most_head_dim];
+};
+template <class = void>  // so that two units of a program may have it
+__device__ void turn_and_store(const Rotation<float>& w, Index row, Index head, Index key_head,
+                               bool writes_query, bool has_own, bfloat16* key_to,
+                               bfloat16* value_to, const Pack<float, 4>& scale, TurnedToken& to) {
+  const auto warp = threadIdx.x / 32;
+  const bool is_query = warp == 0, is_value = warp == 2;
+  if (warp > 2 || !(is_query || has_own)) return;
+  const Index d = w.angles.cols;
+  const View<const float>& from = is_query ? w.q : is_value ? w.v : w.k;
+  const auto which = static_cast<unsigned>(is_query ? head : key_head);
+  const LaneHeads<32, 1> own(row, which, which + 1, d);
+  Pack<float, 4> x[1] = {};
+  if (own.has_channels) x[0] = load_pack<float, 4>({from, {}}, row, which * d + own.channel);
+  if (!is_value) {
+    const Norm<float>& norm = is_query ? w.q_norm : w.k_norm;
+    const View<float>& inverses = is_query ? w.q_inverse : w.k_inverse;
+    float inverse[1];
+    norm_and_turn(own, norm.eps, scale, LaneAngles(own, w.angles, w.layout), x, inverse);
+    const bool keeps =
+        norm.eps >= 0 && !inverses.empty() && (is_query ? writes_query : key_to != nullptr);
+    if (keeps && own.channel == 0) inverses(row, which) = inverse[0];
+  }
+  if (!own.has_channels) return;
+  if (is_query) {
+    put_pack(View<float>(to.query, 1, most_head_dim), 0, own.channel, x[0]);
+    if (writes_query) put_pack(w.y, row, which * d + own.channel, x[0]);
+    return;
+  }
+  RawPack<bfloat16, 4> rounded;
+  float* const kept = (is_value ? to.value : to.key) + own.channel;
+#pragma unroll
+  for (int n = 0; n < 4; ++n) {
+    set(rounded.at[n], x[0].at[n]);
+    kept[n] = element(&rounded.at[n]);
+  }
+  bfloat16* const stored = is_value ? value_to : key_to;
+  if (stored != nullptr) *reinterpret_cast<RawPack<bfloat16, 4>*>(stored + own.channel) = rounded;
 }
 
 }  // namespace
