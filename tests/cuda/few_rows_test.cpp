@@ -157,23 +157,28 @@ TEST_CASE("blocks that share the depth of a large weight add up to the product")
   for (const auto& [depth, cols] : {Large{2053, {1032, 1000, 24}}, Large{600, {7000, 8, 8}},
                                     Large{300, {16300, 16, 40}}, Large{5000, {840, 0, 0}}}) {
     for (Index rows : {Index{1}, few}) {
-      for (const bool narrow : {false, true}) {
+      for (const int how : {0, 1, 2, 3}) {
+        const bool narrow = how % 2 != 0;
+        const Write write = how < 2 ? Write::Replace : Write::Add;
+        if (write == Write::Add && cols[1] > 0) continue;
         CAPTURE(depth);
         CAPTURE(rows);
-        CAPTURE(narrow);
+        CAPTURE(how);
         const auto x = Matrix<float>::input(random, rows, depth, 4 - depth % 4);
         std::vector<StoredWeight<float>> w;
         std::vector<Matrix<float>> y;
+        std::vector<Matrix<double>> want;
         for (const Index each : cols) {
           if (each == 0) continue;
           w.emplace_back(random, Shape{depth, each}, false, narrow, 8);
-          y.push_back(Matrix<float>::output(rows, each, 4));
+          y.push_back(Matrix<float>::output(random, rows, each, 4));
+          want.push_back(y.back().as<double>());
         }
         {
           StagedCall<Fast> call(gpu);
           const View<const float> from = call(x.view());
           if (w.size() == 1) {
-            gpu.matmul(from, call(w[0].weight()), call(y[0].view()), Write::Replace);
+            gpu.matmul(from, call(w[0].weight()), call(y[0].view()), write);
           } else {
             const std::array<Weight<float>, 3> weights{call(w[0].weight()), call(w[1].weight()),
                                                        call(w[2].weight())};
@@ -183,10 +188,8 @@ TEST_CASE("blocks that share the depth of a large weight add up to the product")
           }
         }
         for (std::size_t i = 0; i < w.size(); ++i) {
-          auto want = y[i].as<double>();
-          exact.matmul(x.as<double>().view(), w[i].as<double>().weight(), want.view(),
-                       Write::Replace);
-          check_near(y[i], want);
+          exact.matmul(x.as<double>().view(), w[i].as<double>().weight(), want[i].view(), write);
+          check_near(y[i], want[i]);
         }
       }
     }
