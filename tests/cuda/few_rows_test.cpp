@@ -154,8 +154,10 @@ TEST_CASE("blocks that share the depth of a large weight add up to the product")
     Index depth;
     std::array<Index, 3> cols;
   };
-  for (const auto& [depth, cols] : {Large{2053, {1032, 1000, 24}}, Large{600, {7000, 8, 8}},
-                                    Large{300, {16300, 16, 40}}, Large{5000, {840, 0, 0}}}) {
+  for (const Large& large : {Large{2053, {1032, 1000, 24}}, Large{600, {7000, 8, 8}},
+                             Large{300, {16300, 16, 40}}, Large{5000, {840, 0, 0}}}) {
+    const Index depth = large.depth;
+    const std::array<Index, 3>& cols = large.cols;
     for (Index rows : {Index{1}, few}) {
       for (const int how : {0, 1, 2, 3}) {
         const bool narrow = how % 2 != 0;

@@ -258,7 +258,8 @@ void check_waiting() {
     const InnerLoop<OwnSgd> waits{.chunk = 64, .clip = clip};
     static_assert(ttt::detail::steps_ahead<InnerLoop<Sgd>, Machine>);
     static_assert(!ttt::detail::steps_ahead<InnerLoop<OwnSgd>, Machine>);
-    Session a(weights, ahead), b(weights, waits);
+    Session a(weights, ahead);
+    Session b(weights, waits);
     a.read(text(1));
     b.read(text(1));
     CHECK(a.read(text(12 * 64)).nll == b.read(text(12 * 64)).nll);

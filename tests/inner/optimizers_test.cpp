@@ -202,7 +202,8 @@ TEST_CASE_TEMPLATE("learner: a step whose scale the backend finds is the step", 
       CAPTURE(clip);
       CAPTURE(ahead);
       const InnerLoop<Optimizer> learner{.chunk = C, .clip = clip, .rate_multiplier = 0.5f};
-      Session a(waits, learner, {.read_ahead = ahead}), b(goes, learner, {.read_ahead = ahead});
+      Session a(waits, learner, {.read_ahead = ahead});
+      Session b(goes, learner, {.read_ahead = ahead});
       for (int document = 0; document < 2; ++document) {
         CHECK(same_bits(part(a.read(text(7 * C + 3)).nll), part(b.read(text(7 * C + 3)).nll)));
         CHECK(a.counters() == b.counters());
