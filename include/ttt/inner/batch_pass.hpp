@@ -114,7 +114,7 @@ class BatchPass {
   void score(const Tree& tree, CacheScalar* cache, std::span<Scalar> nll,
              const Gradients* updates = nullptr) {
     places(tree, cache, updates == nullptr ? PassKind::Score : PassKind::ClosedForm);
-    if (updates != nullptr) add_places(*updates);
+    if (updates != nullptr) places_.template add_leaves<Model>(*updates);
     run([&](Context<B>& c) {
       upper(c, model_, tree, parts_, tokens_.data(), caches_, cache, false, saved_, updates);
       ops::cross_entropy(c, saved_.upper.output.y, model_.head(tree), tokens_.data() + rows_,
@@ -131,8 +131,8 @@ class BatchPass {
                 const StepsBehind<B>& behind = {}, std::span<GradientScale> found = {}) {
     backend_.to_device(loss_weights.data(), loss_weights_.data(), rows_);
     places(tree, cache, behind.take ? PassKind::Step : PassKind::Gradient);
-    add_places(gradients);
-    places_.insert(places_.end(), behind.memory.begin(), behind.memory.end());
+    places_.template add_leaves<Model>(gradients);
+    places_.add(behind.memory);
     run([&](Context<B>& c) {
       const auto at = upper(c, model_, tree, parts_, tokens_.data(), caches_, cache, true, saved_);
       backward(c, model_, tree, parts_, saved_, at, tokens_.data() + rows_, loss_weights_.data(),
@@ -219,25 +219,15 @@ class BatchPass {
     }
   }
 
-  /// Where a pass of that kind looks, as far as that may change, and how many rows documents have
-  /// and how far apart they stand, which are no addresses but must not change either.
+  /// Rows that documents have, and how far apart these stand, must not change either.
   void places(const Tree& tree, const CacheScalar* cache, PassKind kind) {
-    places_.clear();
-    const auto add = [&](auto number) {  // NOLINTNEXTLINE(performance-no-int-to-ptr)
-      places_.push_back(reinterpret_cast<const void*>(number));
-    };
-    add(kind);
+    places_.begin(kind);
     for (const SequencePart& part : parts_) {
-      places_.push_back(cache + part.place * caches_.size());
-      add(part.rows);
-      add(part.position - parts_[0].position);
+      places_.add(cache + part.place * caches_.size());
+      places_.add_number(static_cast<std::uintptr_t>(part.rows));
+      places_.add_number(static_cast<std::uintptr_t>(part.position - parts_[0].position));
     }
-    add_places(tree);
-  }
-  template <class Leaves>
-  void add_places(const Leaves& leaves) {
-    Model::each([&](const ParameterName&, const auto& leaf) { places_.push_back(leaf.data); },
-                leaves);
+    places_.template add_leaves<Model>(tree);
   }
 
   /// Whether documents stand one behind the other.
@@ -289,7 +279,7 @@ class BatchPass {
   Index rows_ = 0;
   std::vector<Token> host_tokens_;
   Index chunk_;
-  std::vector<const void*> places_;  // of the pass at work
+  PassPlaces places_;  // of the pass at work
   StepsOf<B> token_steps_, chunk_steps_;
 };
 

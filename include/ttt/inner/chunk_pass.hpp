@@ -10,6 +10,7 @@
 #include <ttt/backend/steps.hpp>
 #include <ttt/backend/workspace.hpp>
 #include <ttt/inner/look_ahead.hpp>
+#include <ttt/inner/pass_places.hpp>
 #include <ttt/inner/pass_results.hpp>
 #include <ttt/model/language_model.hpp>
 
@@ -69,7 +70,7 @@ class ChunkPass {
   void score(const Tree& tree, CacheScalar* cache, std::span<const Token> tokens, Index position,
              std::span<Scalar> nll, const Gradients* updates = nullptr) {
     places(tree, cache, updates == nullptr ? Kind::Score : Kind::ClosedForm);
-    if (updates != nullptr) add_places(*updates);
+    if (updates != nullptr) places_.template add_leaves<Model>(*updates);
     run(tokens, std::ssize(tokens) - 1, position, [&](Context<B>& c, const Input& in) {
       upper(c, model_, tree, in, caches_, cache, false, saved_, updates);
       ops::cross_entropy(c, saved_.upper.output.y, model_.head(tree), in.tokens + 1, nullptr,
@@ -96,8 +97,8 @@ class ChunkPass {
     send(loss_weights);
     const Index rows = std::ssize(tokens) - 1;
     places(tree, cache, behind.take ? Kind::Step : Kind::Gradient);
-    add_places(gradients);
-    places_.insert(places_.end(), behind.memory.begin(), behind.memory.end());
+    places_.template add_leaves<Model>(gradients);
+    places_.add(behind.memory);
     run(tokens, rows, position, [&](Context<B>& c, const Input& in) {
       const auto at = upper(c, model_, tree, in, caches_, cache, true, saved_);
       backward(c, model_, tree, saved_, at, loss_weights_.data(), results_.scores(), gradients,
@@ -199,17 +200,11 @@ class ChunkPass {
     sent_.assign(loss_weights.begin(), loss_weights.end());
   }
 
-  /// Where a pass of that kind looks, as far as that may change.
   using Kind = detail::PassKind;
   void places(const Tree& tree, const CacheScalar* cache, Kind kind) {
-    // NOLINTNEXTLINE(performance-no-int-to-ptr)
-    places_.assign({reinterpret_cast<const void*>(kind), cache});
-    add_places(tree);
-  }
-  template <class Leaves>
-  void add_places(const Leaves& leaves) {
-    Model::each([&](const ParameterName&, const auto& leaf) { places_.push_back(leaf.data); },
-                leaves);
+    places_.begin(kind);
+    places_.add(cache);
+    places_.template add_leaves<Model>(tree);
   }
 
   struct Saved {
@@ -268,7 +263,7 @@ class ChunkPass {
     }
     const View<Scalar> h = workspace_.matrix(rows, model_.config().width);
     const Index mark = workspace_.used();
-    places_.push_back(h.data);
+    places_.add(h.data);
     if (begun) tokens = {};
     const auto bring = [&] {  // to where every step finds it, and writes over it
       if (!begun) return;
@@ -300,7 +295,7 @@ class ChunkPass {
   typename B::template Buffer<Scalar> logits_;  // of the next token
   typename B::template Buffer<NextToken<Scalar>> next_;
   Saved saved_;
-  std::vector<const void*> places_;  // of the pass at work
+  detail::PassPlaces places_;  // of the pass at work
   StepsOf<B> token_steps_, chunk_steps_;
   Ahead ahead_;  // the last, so that it is joined before any memory goes
 };

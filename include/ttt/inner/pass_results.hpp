@@ -5,7 +5,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
 #include <cstring>
 #include <span>
 #include <vector>
@@ -27,9 +26,6 @@ struct StepsBehind {
 };
 
 namespace detail {
-
-/// What a pass is for: a number to tell steps by.
-enum class PassKind : std::uintptr_t { Score, ClosedForm, Gradient, Step, Next };
 
 /// Scores and what steps found, in the backend's memory: found first, so that one copy brings both.
 template <class B>

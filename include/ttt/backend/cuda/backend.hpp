@@ -18,6 +18,7 @@
 #include <ttt/backend/cuda/device.hpp>
 #include <ttt/backend/cuda/launch.hpp>
 #include <ttt/backend/cuda/logits.hpp>
+#include <ttt/backend/cuda/products.hpp>
 #include <ttt/backend/cuda/queue.hpp>
 #include <ttt/backend/cuda/steps.hpp>
 #include <ttt/backend/steps.hpp>

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
-#include <cstdint>
 #include <cstring>
 #include <initializer_list>
 #include <iterator>
@@ -20,16 +19,7 @@
 #include <ttt/backend/cuda/tensor_cores.hpp>
 
 namespace ttt::inline TTT_ABI {
-namespace cuda {
-
-/// Policy: what the products of a backend are computed in. Everything else is in the backend's
-/// scalar.
-enum class Products : std::uint8_t {
-  Exact,     // in the scalar: the results of the other backends, to rounding
-  Bfloat16,  // operands, keys and values rounded to bfloat16, sums in float, on tensor cores: fast
-};
-
-namespace detail {
+namespace cuda::detail {
 
 /// The stream of a backend. A `fast` one, with products in bfloat16, remembers between one thing
 /// and the next: operands that are rounded, and work that may become one with what follows. So
@@ -337,6 +327,5 @@ class Queue {
   std::shared_ptr<PendingWork> pending_;
 };
 
-}  // namespace detail
-}  // namespace cuda
+}  // namespace cuda::detail
 }  // namespace ttt::inline TTT_ABI

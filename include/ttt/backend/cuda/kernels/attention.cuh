@@ -3,7 +3,7 @@
 /// Window attention in the scalar's own precision, streamed over tiles of keys with running row
 /// statistics (after FlashAttention, Dao et al. 2022, arXiv 2205.14135). Nothing of size queries x
 /// keys leaves the chip. 4 · head_dim operations a query, head and visible key on the float units,
-/// out of shared memory, which bounds it: this is for parity, attention_hopper.cuh for speed.
+/// out of shared memory: this is for parity, attention_hopper.cuh for speed.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/number.cuh>

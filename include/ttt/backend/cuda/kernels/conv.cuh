@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
 /// Depthwise convolutions along a chunk's tokens: 4 bytes in and 4 out an element, 2 operations a
-/// tap. Neighbouring taps find their rows in the L1 cache.
+/// tap.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/number.cuh>

@@ -2,9 +2,9 @@
 /// \file
 /// Flat vectors: updates, and sums whose order never changes. They move bytes and nothing else: a
 /// gradient's norm 4 a weight, a step along it 12 and 2 for the rounded copy, Adam's 28. At the 3b
-/// preset's 346 million weights that learn an H200 moves 3.6 TB/s in a step, of 4.5 that a plain
-/// sum gets. A thread has 8 loads of 16 bytes under way; more than 40 registers cost a block of
-/// six, and much of that speed.
+/// preset's 346 million weights that learn an H200 moves some 3.6 TB/s in a step, of 4.5 that a
+/// plain sum gets. A thread has 8 loads of 16 bytes under way; more than 40 registers cost a block
+/// of six, and much of that speed.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/number.cuh>

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
 /// \file
 /// What else works row by row, bytes and nothing else. An element of SwiGLU reads 8 and writes 4,
-/// or 2 where it is only multiplied; its gradient 12 and 8, or 4; a sum 8 and 4; an embedding 2 or
-/// 4 and
-/// 4. With the norms these are 15 % of reading 3b.
+/// or 2 where it is only multiplied; its gradient 12 and 8, or 4; a sum 8 and 4; an embedding the
+/// table's 2 or 4, and 4. With the norms these are 15 % of reading 3b.
 #pragma once
 
 #include <ttt/backend/cuda/kernels/number.cuh>
